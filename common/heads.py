@@ -1,0 +1,83 @@
+"""Heads: the trained part of the model, above the cut point."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import ConfigError
+
+HEADS = ("linear", "mlp")
+
+
+def build_head(kind: str, features: int, classes: int, *, hidden: int = 64, seed: int = 0) -> nn.Module:
+    """Make an untrained head, the same one wherever it is made.
+
+    A linear head starts at zero, so that the first clipped gradients point at class means and no initial noise has to
+    be unlearnt; an MLP needs its symmetry broken and is drawn from ``seed``.
+
+    Args:
+        kind: ``"linear"`` or ``"mlp"`` (one hidden layer).
+        features: D, the size of the trunk's output.
+        classes: K.
+        hidden: width of the MLP's hidden layer.
+        seed: of the MLP's initial weights; public.
+
+    Returns:
+        A module that maps (N, D) to (N, K).
+
+    Raises:
+        ConfigError: ``kind`` is not a head.
+    """
+    if kind == "linear":
+        linear = nn.utils.skip_init(nn.Linear, features, classes)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        return linear
+    if kind == "mlp":
+        return _mlp(features, classes, hidden, torch.Generator().manual_seed(seed))
+    raise ConfigError(f"model.head must be one of {', '.join(HEADS)}, got {kind!r}; choose one of them")
+
+
+def _mlp(features: int, classes: int, hidden: int, generator: torch.Generator) -> nn.Module:
+    first = nn.utils.skip_init(nn.Linear, features, hidden)
+    last = nn.utils.skip_init(nn.Linear, hidden, classes)
+    nn.init.kaiming_uniform_(first.weight, nonlinearity="relu", generator=generator)
+    nn.init.zeros_(first.bias)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(first, nn.ReLU(), last)
+
+
+def head_arrays(head: nn.Module) -> dict[str, Tensor]:
+    """Copy the trainable parameters of a head, by name; nothing else of it ever travels."""
+    return {name: value.detach().clone() for name, value in head.named_parameters() if value.requires_grad}
+
+
+def load_arrays(head: nn.Module, arrays: Mapping[str, Tensor]) -> None:
+    """Put ``arrays`` into the head's trainable parameters.
+
+    Raises:
+        ConfigError: names or shapes are not those of the head.
+    """
+    expected = {name: tuple(value.shape) for name, value in head.named_parameters() if value.requires_grad}
+    came = {name: tuple(value.shape) for name, value in arrays.items()}
+    if expected != came:
+        raise ConfigError(f"the head has parameters {expected}, got {came}; use the head that the model was made with")
+    with torch.no_grad():
+        for name, value in head.named_parameters():
+            if name in arrays:
+                value.copy_(arrays[name])
+
+
+def arrays_digest(arrays: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, over names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        value = arrays[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

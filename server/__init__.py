@@ -1,0 +1,1 @@
+"""The coordinator: rounds, aggregation, checkpoints. It never sees a record."""
