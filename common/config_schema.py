@@ -1,0 +1,225 @@
+"""The keys of a run's configuration: sections of frozen models, each key with what it accepts and what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from common.config_mistakes import Expected, closest, show
+
+BASELINES = ("pooled", "local_mean", "no_dp", "no_transfer", "raw_pixels")
+KEY_ROLES = ("images", "labels", "site", "patient", "split")
+STRATEGIES_WITH_SERVER_LEARNING_RATE = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
+STRATEGIES_WITH_SERVER_MOMENTUM = ("fedavgm", "fedadam", "fedyogi")
+
+_MOST = 1_000_000  # of anything that is counted: beyond it, a slip of the finger
+_Count = Annotated[int, Field(ge=1, le=_MOST), Expected("a whole number from 1 to 1000000")]
+_Text = Annotated[str, Field(min_length=1), Expected("text in quotes")]
+_Positive = Annotated[float, Field(gt=0), Expected("a number above 0")]
+_OptionalPositive = Annotated[float | None, Field(gt=0), Expected("a number above 0")]
+_PositiveOrAuto = Annotated[Annotated[float, Field(gt=0)] | Literal["auto"], Expected('a number above 0, or "auto"')]
+_OpenFraction = Annotated[float, Field(gt=0, lt=1), Expected("a number above 0 and below 1")]
+_Baselines = Annotated[
+    str, Field(min_length=1), Expected(f'"none", "all", or names out of {", ".join(BASELINES)}, with commas between')
+]
+_Strategy = Annotated[
+    Literal[
+        "fedavg",
+        "fedavgm",
+        "fedprox",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "fedmedian",
+        "fedtrimmedavg",
+        "krum",
+        "multikrum",
+        "bulyan",
+    ],
+    Expected(
+        'one of "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", '
+        '"krum", "multikrum", "bulyan"'
+    ),
+]
+
+
+class _Section(BaseModel):
+    """What all sections share: immutable, nothing unknown, no silent conversion, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FederationConfig(_Section):
+    """Who takes part, and how the server combines what they send."""
+
+    nodes: _Count = Field(10, description='Hospitals in the federation; with partition "site" the sites decide.')
+    rounds: _Count = Field(30, description="Rounds of send, train, aggregate.")
+    seed: Annotated[int | None, Field(ge=0, lt=2**63), Expected("a whole number of at least 0")] = Field(
+        None,
+        description="Repeats the run exactly; its epsilon is then nominal, no guarantee. Not given: the noise comes "
+        "from the operating system.",
+    )
+    strategy: _Strategy = Field("fedavg", description="Flower's aggregation strategy.")
+    cohort: Annotated[int | None, Field(ge=1, le=_MOST), Expected("a whole number from 1 to 1000000")] = Field(
+        None, description="Nodes chosen for each round. Not given: all of them."
+    )
+    server_learning_rate: _OptionalPositive = Field(
+        None, description="Step of the server's optimiser (fedavgm, fedadam, fedyogi, fedadagrad)."
+    )
+    server_momentum: Annotated[float | None, Field(ge=0, lt=1), Expected("a number from 0 to below 1")] = Field(
+        None, description="Momentum of the server's optimiser (fedavgm, fedadam, fedyogi)."
+    )
+    proximal_mu: Annotated[float | None, Field(ge=0), Expected("a number of at least 0")] = Field(
+        None, description="Pull towards the round's head (fedprox, which requires it).", validate_default=True
+    )
+    weighting: Annotated[Literal["equal", "declared"], Expected('"equal" or "declared"')] = Field(
+        "declared", description="What a node's update counts: the same for all, or its declared number of records."
+    )
+
+    @field_validator("server_learning_rate", "server_momentum")
+    @classmethod
+    def _has_a_server_optimiser(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """Refuse a setting that the strategy would ignore."""
+        rate, momentum = STRATEGIES_WITH_SERVER_LEARNING_RATE, STRATEGIES_WITH_SERVER_MOMENTUM
+        wanted: tuple[str, ...] = momentum if info.field_name == "server_momentum" else rate
+        strategy = info.data.get("strategy")
+        if value is not None and strategy is not None and strategy not in wanted:
+            raise ValueError(f"expected a strategy that uses it ({', '.join(wanted)}), came strategy {show(strategy)}")
+        return value
+
+    @field_validator("proximal_mu")
+    @classmethod
+    def _belongs_to_fedprox(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """Require it with FedProx, and only there."""
+        strategy = info.data.get("strategy")
+        if strategy == "fedprox" and value is None:
+            raise ValueError('expected a number of at least 0 beside strategy "fedprox", but it is missing')
+        if strategy not in (None, "fedprox") and value is not None:
+            raise ValueError(f'expected only beside strategy "fedprox", came beside strategy {show(strategy)}')
+        return value
+
+
+class DataConfig(_Section):
+    """Where the records are, and how a simulation spreads them over nodes."""
+
+    source: _Text = Field(description='"digits" (built in), an .npz file, or a folder of images (class/name.png).')
+    partition: Annotated[
+        Literal["iid", "dirichlet", "shards", "quantity", "site"],
+        Expected('one of "iid", "dirichlet", "shards", "quantity", "site"'),
+    ] = Field("iid", description="How a simulation splits the records over nodes.")
+    alpha: _Positive = Field(0.5, description="Evenness of dirichlet and quantity splits; smaller is more skewed.")
+    shards_per_node: _Count = Field(2, description="Class shards that each node gets under partition shards.")
+    test_fraction: _OpenFraction = Field(
+        0.2, description="Share of records held out for the server's test, unless the file has a split column."
+    )
+    keys: Annotated[
+        dict[str, str], Expected("a table from images, labels, site, patient, split to names in the file")
+    ] = Field({}, description='Other names of an .npz file\'s arrays, as in [data.keys] images = "x".')
+
+    @field_validator("keys")
+    @classmethod
+    def _has_known_roles(cls, keys: dict[str, str]) -> dict[str, str]:
+        """Refuse roles that no loader knows."""
+        for role in keys:
+            if role not in KEY_ROLES:
+                guess = closest(role, KEY_ROLES)
+                hint = f"; did you mean {guess}?" if guess else ""
+                raise ValueError(f"expected only the keys {', '.join(KEY_ROLES)}, came {show(role)}{hint}")
+        return keys
+
+
+class ModelConfig(_Section):
+    """The pre-trained backbone, where it is cut, and the head trained on it."""
+
+    backbone: _Text = Field(description="Name of the pre-trained backbone; `fedgraft backbones list` names them.")
+    cut: Annotated[str | None, Field(min_length=1), Expected("the name of a stage in quotes")] = Field(
+        None, description="Last frozen stage. Not given: the last stage, so that only the classifier is trained."
+    )
+    head: Annotated[Literal["linear", "mlp"], Expected('"linear" or "mlp"')] = Field(
+        "linear", description="The classifier that is trained."
+    )
+    hidden: _Count = Field(64, description="Hidden units of the mlp head.")
+
+
+class TrainingConfig(_Section):
+    """What a node does within a round."""
+
+    learning_rate: _PositiveOrAuto = Field("auto", description="Step size; auto: by a rule that sees no data.")
+    local_steps: _Count = Field(1, description="Noised gradient steps of each node in a round.")
+
+
+class PrivacyConfig(_Section):
+    """The promise. No defaults: somebody chooses each of them."""
+
+    epsilon: _Positive = Field(description="Most that the whole run may spend at each node, at this delta and unit.")
+    delta: _OpenFraction = Field(description="At most 1 / number of records of the smallest node.")
+    clipping_norm: _PositiveOrAuto = Field(
+        description="Bound on one unit's gradient; auto: by a rule that sees no data."
+    )
+    sampling_rate: Annotated[float, Field(gt=0, le=1), Expected("a number above 0 and at most 1")] = Field(
+        description="Chance of each unit to take part in a step; 1.0 uses all, without amplification."
+    )
+    unit: Annotated[Literal["record", "patient"], Expected('"record" or "patient"')] = Field(
+        description="What one person's protection covers: one record, or all records of a patient."
+    )
+    trust: Annotated[Literal["local", "secagg"], Expected('"local" or "secagg"')] = Field(
+        description="local: each node adds the noise itself, which holds against the server and everybody else."
+    )
+    acknowledge_record_unit: Annotated[bool, Expected("true or false")] = Field(
+        False, description='Confirms unit "record" for data that name patients.'
+    )
+
+
+class EvaluationConfig(_Section):
+    """What is measured beside the federation itself."""
+
+    baselines: _Baselines = Field(
+        "none", description="Hypothetical worlds to compare with: none, all, or names with commas between."
+    )
+    node_metrics: Annotated[Literal["none", "exact"], Expected('"none" or "exact"')] = Field(
+        "none", description="What nodes report of their own accuracy; exact: in simulations only."
+    )
+    every: _Count = Field(1, description="Rounds between two evaluations at the server; the last always has one.")
+
+    @field_validator("baselines")
+    @classmethod
+    def _are_known(cls, text: str) -> str:
+        """Refuse names that are no baseline."""
+        for name in () if text in ("none", "all") else _names(text):
+            if name not in BASELINES:
+                guess = closest(name, BASELINES)
+                hint = f"; did you mean {guess}?" if guess else ""
+                choices = ", ".join(BASELINES)
+                raise ValueError(f'expected "none", "all", or names out of {choices}, came {show(name)}{hint}')
+        return text
+
+    @property
+    def baseline_names(self) -> tuple[str, ...]:
+        """The chosen baselines, in their fixed order."""
+        chosen = BASELINES if self.baselines == "all" else _names(self.baselines)
+        return tuple(name for name in BASELINES if name in chosen)
+
+
+class RunConfig(_Section):
+    """Everything that somebody chose for one run."""
+
+    federation: FederationConfig
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    privacy: PrivacyConfig
+    evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _cohort_fits(self) -> Self:
+        """Refuse a cohort larger than the federation (sites are counted later)."""
+        cohort, nodes = self.federation.cohort, self.federation.nodes
+        if cohort is not None and cohort > nodes and self.data.partition != "site":
+            raise ValueError(f"federation.cohort: expected at most federation.nodes = {nodes}, came {cohort}")
+        return self
+
+
+def _names(text: str) -> list[str]:
+    """Split a list written with commas."""
+    return [name.strip() for name in text.split(",")]
