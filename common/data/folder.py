@@ -1,0 +1,114 @@
+"""A folder of images, whose levels name split, site and class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from common.data.labels import index_labels
+from common.data.local import Column, LocalData
+from common.data.pictures import SUFFIXES, read_images
+from common.errors import ConfigError
+
+SPLIT_FOLDERS = {"train": "train", "val": "train", "test": "test"}
+
+_LAYOUTS = "class/name.png or site/class/name.png, optionally below train/, val/ and test/"
+_OTHER_IMAGES = (".dcm", ".gif", ".heic", ".jp2", ".nii", ".npy", ".svg", ".webp")
+
+
+def load_folder(folder: Path) -> LocalData:
+    """Read ``class/name.png`` or ``site/class/name.png``, optionally below ``train/``, ``val/`` and ``test/``.
+
+    The depth tells which: it must be the same for all images. Hidden files and files that are no images are left out.
+    Links are refused, inside the folder too, where one would make two records of one image.
+
+    Args:
+        folder: holds PNG, JPEG, BMP or TIFF files.
+
+    Returns:
+        All images, in the order of their relative paths; validation records count as training records.
+
+    Raises:
+        ConfigError: no image, images at several depths, a link, a class folder without images, an unreadable image.
+    """
+    files, empty = _scan(folder)
+    levels = np.array([file.relative_to(folder).parts[:-1] for file in files], dtype=np.str_)
+    split, site, names = _columns(levels)
+    labels, classes = index_labels(names)
+    _refuse_empty_classes([path for path in empty if _depth(path, folder) == levels.shape[1]], classes)
+    return LocalData(read_images(files), labels, classes, site=site, split=split)
+
+
+def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
+    """All image files, sorted, and the folders without content; refuses what cannot be understood."""
+    files, empty = [], []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = [Path(path, name) for name in names if not name.startswith(".")]
+        _refuse_links([*here, *(Path(path, name) for name in folders)])
+        files += here
+        if not here and not folders:
+            empty.append(Path(path))
+    _refuse_other_images(files)
+    images = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    _refuse_depths(folder, images)
+    return images, empty
+
+
+def _depth(path: Path, folder: Path) -> int:
+    return len(path.relative_to(folder).parts)
+
+
+def _refuse_links(paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise ConfigError(f"an image folder must not hold links, got {path}; put the files themselves there")
+
+
+def _refuse_other_images(files: list[Path]) -> None:
+    others = sorted(file for file in files if file.suffix.lower() in _OTHER_IMAGES)
+    if others:
+        raise ConfigError(
+            f"images must be PNG, JPEG, BMP or TIFF, got {len(others)} others, the first is {others[0]}; "
+            "convert them or move them away"
+        )
+
+
+def _refuse_depths(folder: Path, images: list[Path]) -> None:
+    if not images:
+        raise ConfigError(f"{folder} must hold PNG, JPEG, BMP or TIFF images as {_LAYOUTS}, got none; put them there")
+    depths = sorted({_depth(image, folder) for image in images})
+    if len(depths) > 1 or depths[0] not in (2, 3, 4):
+        raise ConfigError(
+            f"images in {folder} must all lie as {_LAYOUTS}, got images at depth {', '.join(map(str, depths))}; "
+            "move them to one depth"
+        )
+
+
+def _columns(levels: Column) -> tuple[Column | None, Column | None, Column]:
+    """Split, site and class of each image, from its folders, shape (N, depth)."""
+    depth = levels.shape[1]
+    tops = {str(name).lower() for name in np.unique(levels[:, 0])}
+    if depth == 1 or not tops & SPLIT_FOLDERS.keys():
+        if depth == 3:
+            raise ConfigError(f"images three folders deep must lie below train/, val/ or test/, got {_some(tops)}/")
+        return None, levels[:, 0] if depth == 2 else None, levels[:, -1]
+    if not tops <= SPLIT_FOLDERS.keys():
+        raise ConfigError(f"beside train/, val/ and test/ no other folder is expected, got {_some(tops)}; rename it")
+    split = np.array([SPLIT_FOLDERS[name.lower()] for name in levels[:, 0]])
+    return split if "test" in tops else None, levels[:, 1] if depth == 3 else None, levels[:, -1]
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names - SPLIT_FOLDERS.keys())[:3])
+
+
+def _refuse_empty_classes(empty: list[Path], classes: tuple[str, ...]) -> None:
+    missing = [path for path in empty if path.name not in classes]
+    if missing:
+        raise ConfigError(
+            f"class with no example in the whole federation: {missing[0].name} ({missing[0]} is empty); "
+            "add images or remove the folder"
+        )

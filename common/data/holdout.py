@@ -1,0 +1,111 @@
+"""Which records are kept apart for the test."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.draws import Purpose, generator
+from common.data.local import Column, Indices, Labels, LocalData
+from common.errors import ConfigError
+
+
+def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Divide records into training and test records.
+
+    A ``split`` column decides where there is one. Otherwise the test records are drawn: class by class in proportion
+    (largest remainders), and patient by patient where there is a ``patient`` column.
+
+    Args:
+        data: N records.
+        fraction: of the test records, in (0, 1); ignored where ``split`` decides.
+        seed: >= 0; the same seed gives the same division.
+
+    Returns:
+        (train, test): sorted indices, int64, disjoint, together 0..N-1.
+
+    Guarantees:
+        Neither is empty; every class that occurs keeps a training record; no patient is in both. Without patients
+        and split there are exactly ceil(fraction * N) test records; with patients, as near as they allow.
+
+    Raises:
+        ConfigError: this cannot be had.
+    """
+    if data.split is not None:
+        train, test = _as_declared(data.split)
+    elif not 0 < fraction < 1:
+        raise ConfigError(f"data.test_fraction must lie between 0 and 1, got {fraction}; 0.2 holds out a fifth")
+    else:
+        rng = generator(seed, Purpose.HOLD_OUT)
+        wanted = _test_counts(np.bincount(data.labels, minlength=len(data.classes)), fraction)
+        chosen = _draw_records(data.labels, wanted, rng)
+        if data.patient is not None:
+            chosen = _draw_patients(data.labels, data.patient, wanted, rng)
+        train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    _check(data, train, test)
+    return train, test
+
+
+def _as_declared(split: Column) -> tuple[Indices, Indices]:
+    return np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
+
+
+def _test_counts(counts: Labels, fraction: float) -> Labels:
+    """How many records of each class to hold out: in proportion, one always stays behind, shape (K,)."""
+    total = math.ceil(fraction * counts.sum() - 1e-9)  # 0.07 * 100 is 7.000000000000001
+    most = np.maximum(counts - 1, 0)
+    if most.sum() < total:
+        raise ConfigError(
+            f"holding out {total} records must leave one of each class, but only {most.sum()} can be spared; "
+            "add records or lower data.test_fraction"
+        )
+    wanted: Labels = np.minimum(np.floor(fraction * counts).astype(np.int64), most)
+    for _ in range(total - int(wanted.sum())):
+        wanted[np.where(wanted < most, fraction * counts - wanted, -np.inf).argmax()] += 1
+    return wanted
+
+
+def _draw_records(labels: Labels, wanted: Labels, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    order = rng.permutation(len(labels))
+    for label, count in enumerate(wanted):
+        chosen[order[labels[order] == label][:count]] = True
+    return chosen
+
+
+def _draw_patients(labels: Labels, patient: Column, wanted: Labels, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Go through the patients in random order and take those who bring the test records nearer to ``wanted``."""
+    names, of_record = np.unique(patient, return_inverse=True)
+    classes = len(wanted)
+    records = np.bincount(of_record * classes + labels, minlength=len(names) * classes).reshape(-1, classes)
+    chosen, missing, left = np.zeros(len(names), dtype=np.bool_), wanted.copy(), records.sum(axis=0)
+    for index in rng.permutation(len(names)):
+        theirs = records[index]
+        nearer = np.abs(missing - theirs).sum() < np.abs(missing).sum()
+        if nearer and ((left > theirs) | (theirs == 0)).all():
+            chosen[index], missing, left = True, missing - theirs, left - theirs
+    return chosen[of_record]
+
+
+def _check(data: LocalData, train: Indices, test: Indices) -> None:
+    if len(train) == 0 or len(test) == 0:
+        raise ConfigError(
+            f"expected both training and test records, got {len(train)} and {len(test)}; "
+            "change data.test_fraction or mark the records in a split column"
+        )
+    lost = np.setdiff1d(data.labels, data.labels[train])
+    if len(lost):
+        names = ", ".join(data.classes[label] for label in lost)
+        raise ConfigError(f"every class must have a training record, but {names} has none; change the split column")
+    _check_patients(data.patient, train, test)
+
+
+def _check_patients(patient: Column | None, train: Indices, test: Indices) -> None:
+    shared = 0 if patient is None else len(np.intersect1d(patient[train], patient[test]))
+    if shared:
+        raise ConfigError(
+            f"a patient must be either in train or in test, but {shared} are in both; "
+            "correct the split column, or leave it out to have one drawn"
+        )
