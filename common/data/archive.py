@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -54,8 +54,10 @@ def load_npz(path: Path, keys: Mapping[str, str]) -> LocalData:
     """
     _check_roles(keys)
     try:
-        with _open(path) as file:
+        with path.open("rb") as stream, _open(stream) as file:
             return _read(_Archive(file, dict(keys)))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; make it readable for this user") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -88,9 +90,9 @@ def _check_roles(keys: Mapping[str, str]) -> None:
             raise ConfigError(f"data.keys must name the roles {', '.join(ROLES)}, got {role!r}; {hint}")
 
 
-def _open(path: Path) -> np.lib.npyio.NpzFile:
+def _open(stream: BinaryIO) -> np.lib.npyio.NpzFile:
     try:
-        file = np.load(path, allow_pickle=False)
+        file = np.load(stream, allow_pickle=False)
     except _UNREADABLE as error:
         raise ConfigError(
             "expected an .npz file, got something else or a damaged one; save it with np.savez"

@@ -28,7 +28,7 @@ def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indi
 
     Guarantees:
         Neither is empty; every class that occurs keeps a training record; no patient is in both. Without patients
-        and split there are exactly ceil(fraction * N) test records; with patients, as near as they allow.
+        and split there are exactly ceil(fraction * N) test records; with patients, about as many.
 
     Raises:
         ConfigError: this cannot be had.

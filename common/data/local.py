@@ -31,8 +31,8 @@ class LocalData:
     1
 
     Attributes:
-        images: uint8, (N, H, W) grey, (N, H, W, 3) RGB or (N, H, W, 4) RGB with opacity; or, where shapes differ, a
-            tuple of N such arrays without the N.
+        images: uint8, (N, H, W) grey, or (N, H, W, C) with C = 1, 3 or 4 (grey, RGB, RGB and opacity); or, where
+            shapes differ, a tuple of N arrays (H, W) or (H, W, C).
         labels: shape (N,), int64, indices into ``classes``.
         classes: names of the classes; a public constant, agreed by the whole federation.
         site: shape (N,), the place of each record, or None.
@@ -134,7 +134,7 @@ def _check_lengths(data: LocalData) -> None:
 def _check_labels(labels: Labels, classes: int) -> None:
     if labels.dtype != np.int64 or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
         raise ConfigError(
-            f"labels must be int64 indices into the {classes} classes, got {labels.dtype} with {len(np.unique(labels))} values; "
+            f"labels must be int64 indices into the {classes} classes, got {labels.dtype} with others among them; "
             "check the class list"
         )
 
