@@ -1,0 +1,380 @@
+"""The privacy ledger of one data set: one SQLite file, paid before anything is released, never rewritten.
+
+A round is charged in two transactions: ``reserve`` before training, ``commit`` with the reply's bytes after it. What a
+crash leaves between them is an open reservation, which stays spent. Only the newest committed round's replies of each
+run are kept, so that the file does not grow with what it protects; entries are kept for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from common.durable import sync_folder
+from common.errors import ConfigError, PrivacyError
+from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
+from common.privacy.plan import PrivacyPlan
+from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
+
+__all__ = ["Ledger", "Reservation", "Spend", "Statement", "StoredReply"]
+
+LOCK_TIMEOUT_S = 30.0
+REMEMBERED_LEDGERS = 4096
+
+_SCHEMA = (
+    "CREATE TABLE entries (position INTEGER PRIMARY KEY, text TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
+    "CREATE TABLE replies (reservation INTEGER PRIMARY KEY, run_id TEXT NOT NULL, round INTEGER NOT NULL,"
+    " reply BLOB NOT NULL) STRICT",
+    "CREATE TRIGGER entries_no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+    "CREATE TRIGGER entries_no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+    "CREATE TRIGGER entries_no_replace BEFORE INSERT ON entries WHEN NEW.position <>"
+    " (SELECT COALESCE(MAX(position) + 1, 0) FROM entries) BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+_verified: OrderedDict[str, Balance] = OrderedDict()  # path -> balance of a chain verified by this process
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A round that is paid for and not released yet.
+
+    Attributes:
+        position: of its entry in the chain.
+        charge: plan digest and spend.
+        retried: whether it had been reserved before, by a try that never committed.
+    """
+
+    position: int
+    charge: Charge
+    retried: bool
+
+
+@dataclass(frozen=True)
+class StoredReply:
+    """The bytes that a committed round was answered with: send them again, and train nothing."""
+
+    reply: bytes
+
+
+class Ledger:
+    """One data set's ledger, open. Use it as a context manager; two processes may hold the same file."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, balance: Balance, durable: bool) -> None:
+        self._path = path
+        self._connection = connection
+        self._balance = balance
+        self._durable = durable
+
+    @classmethod
+    def open(cls, path: Path, dataset_id: str, *, delta: float, epsilon_cap: float, durable: bool = True) -> Ledger:
+        """Open the ledger of a data set, making it where there is none.
+
+        Args:
+            path: the file; its folder must exist.
+            dataset_id: declared by the operator; the same for overlapping data, never derived from path or content.
+            delta: fixed for this data set for ever.
+            epsilon_cap: the operator's cap; another one than before is recorded as an entry.
+            durable: survive a power cut (``synchronous=FULL``); False, for simulations, survives a killed process.
+
+        Returns:
+            The ledger, its chain verified: all of it the first time this process opens the file, then what is new.
+
+        Raises:
+            PrivacyError: the chain is broken, the file is no ledger or went back in time, or it belongs to another
+                data set or delta.
+            ConfigError: the file cannot be read or written, or the cap is not positive.
+        """
+        if not (0 < epsilon_cap < math.inf and 0 < delta < 1):
+            raise ConfigError(
+                f"a ledger needs an epsilon cap above 0 and a delta between 0 and 1, got {epsilon_cap!r} and "
+                f"{delta!r}; choose finite ones"
+            )
+        key = str(path.absolute())
+        created = _create_file(path, durable)
+        balance = Balance() if created else _verified.pop(key, Balance())
+        with _sentences(path):
+            ledger = cls(path, _connect(path, durable), balance, durable)
+            try:
+                ledger._prepare(dataset_id, delta, epsilon_cap)
+            except BaseException:
+                ledger.close()
+                raise
+        return ledger
+
+    def reserve(self, spend: Spend, plan: PrivacyPlan) -> Reservation | StoredReply:
+        """Pay for one round before it is trained.
+
+        Args:
+            spend: run, round and head. The same spend again is a retry and costs nothing more; another head for the
+                same round is another release, and is charged.
+            plan: the terms accepted for this run; it gives the cost.
+
+        Returns:
+            A reservation, to be committed with the reply; or the reply itself where the round was committed before.
+
+        Raises:
+            PrivacyError: the cap would be passed, or delta or unit are not the ledger's, or the reply that was sent is
+                no longer kept. Nothing is charged then.
+            ConfigError: the disk is full, or another process holds the file too long. Nothing is charged then.
+        """
+        charge = Charge(plan.digest, spend)
+        with self._transaction():
+            position = self._balance.reservations.get(charge)
+            if position is None:
+                self._charge(charge, plan)
+                return Reservation(self._balance.position - 1, charge, retried=False)
+            if position in self._balance.committed:
+                return self._stored_reply(position, spend)
+            return Reservation(position, charge, retried=True)
+
+    def commit(self, reservation: Reservation, reply: bytes) -> None:
+        """Record the reply, before it leaves: hash in the chain and bytes beside it, in one transaction.
+
+        Raises:
+            PrivacyError: the reservation is not this ledger's, or was committed with other bytes (by another process,
+                say): send nothing, and reserve again to get the stored reply.
+            ConfigError: the disk is full, or another process holds the file too long; the reservation stays spent.
+        """
+        digest = hashlib.sha256(reply).hexdigest()
+        with self._transaction():
+            if self._balance.charges.get(reservation.position) != reservation.charge:
+                raise PrivacyError("a reply must belong to a reservation of this ledger, got another; reserve first")
+            before = self._balance.committed.get(reservation.position)
+            if before is None:
+                self._append("commit", {"reservation": reservation.position, "reply_sha256": digest})
+                self._store(reservation, reply)
+            elif before != digest:
+                raise PrivacyError(
+                    f"round {reservation.charge.spend.round} must be released once, but another reply was committed "
+                    "already; send nothing and reserve again to get the stored one"
+                )
+
+    def statement(self) -> Statement:
+        """Say what was spent, other processes' charges included."""
+        with _sentences(self._path):
+            self._balance.extend(fetch_entries(self._connection, self._balance.position))
+        return self._balance.statement()
+
+    def contains(self, chain_head: str) -> bool:
+        """Say whether the chain passed through this hash: an exported head that it lacks means a restored backup."""
+        with _sentences(self._path):
+            return bool(self._connection.execute("SELECT 1 FROM entries WHERE hash = ?", (chain_head,)).fetchone())
+
+    def verify(self) -> None:
+        """Check everything from the file alone: SQLite's structure, the triggers, the whole chain, the kept replies.
+
+        Raises:
+            PrivacyError: something is not as it was written.
+        """
+        with _sentences(self._path):
+            if self._connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise broken_chain("the file is damaged")
+            triggers = self._connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+            if {sql for (sql,) in triggers} != {sql for sql in _SCHEMA if sql.startswith("CREATE TRIGGER")}:
+                raise broken_chain("the triggers that keep it append-only were changed")
+            fresh = Balance()
+            fresh.extend(fetch_entries(self._connection))
+            self._verify_replies(fresh)
+
+    def close(self) -> None:
+        """Close the file; what was verified of it is remembered by this process."""
+        self._connection.close()
+        _remember(str(self._path.absolute()), self._balance)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _prepare(self, dataset_id: str, delta: float, epsilon_cap: float) -> None:
+        self._check_not_older()
+        with self._transaction():
+            if self._balance.position == 0:
+                self._append("opened", {"dataset_id": dataset_id, "delta": delta, "epsilon_cap": epsilon_cap})
+            self._check_owner(dataset_id, delta)
+            if self._balance.epsilon_cap != epsilon_cap:
+                self._append("cap", {"epsilon_cap": epsilon_cap})
+
+    def _check_not_older(self) -> None:
+        if self._balance.position == 0:
+            return
+        last = fetch_entries(self._connection, self._balance.position - 1)[:1]
+        if not last or last[0].hash != self._balance.head:
+            raise broken_chain("it lost entries that this process has seen (an older copy was put in its place)")
+
+    def _check_owner(self, dataset_id: str, delta: float) -> None:
+        mine = self._balance
+        if mine.dataset_id != dataset_id:
+            raise PrivacyError(
+                f"{self._path} must be the ledger of data set {dataset_id!r}, but it is that of {mine.dataset_id!r}; "
+                "give each data set id a ledger of its own"
+            )
+        if mine.delta != delta:
+            raise PrivacyError(
+                f"delta of data set {dataset_id!r} must stay {mine.delta:g}, got {delta:g}; use the delta that its "
+                "ledger was opened with"
+            )
+
+    def _charge(self, charge: Charge, plan: PrivacyPlan) -> None:
+        self._check_terms(plan)
+        after = self._balance.with_round(plan, charge.spend.run_id)
+        if not after.epsilon <= self._balance.epsilon_cap:
+            raise PrivacyError(
+                f"the privacy budget of data set {self._balance.dataset_id!r} must stay within epsilon "
+                f"{self._balance.epsilon_cap:g}, but round {charge.spend.round} would make it {after.epsilon:.4g} "
+                f"({after.accountant}); stop here, or have the operator raise the cap"
+            )
+        if Instance(plan.digest, charge.spend.run_id) not in self._balance.plans:
+            self._append("plan", {"run_id": charge.spend.run_id, "digest": plan.digest, "plan": plan.to_dict()})
+        self._append("reserve", _reserve_body(charge, plan))
+
+    def _check_terms(self, plan: PrivacyPlan) -> None:
+        if plan.terms.delta != self._balance.delta:
+            raise PrivacyError(
+                f"delta of data set {self._balance.dataset_id!r} must be {self._balance.delta:g}, got a plan with "
+                f"{plan.terms.delta:g}; offer a plan with the data set's own delta"
+            )
+        if self._balance.unit not in (None, plan.terms.unit):
+            raise PrivacyError(
+                f"the privacy unit of data set {self._balance.dataset_id!r} must stay {self._balance.unit!r}, got "
+                f"{plan.terms.unit!r}; offer a plan with that unit"
+            )
+
+    def _stored_reply(self, position: int, spend: Spend) -> StoredReply:
+        row = self._connection.execute("SELECT reply FROM replies WHERE reservation = ?", (position,)).fetchone()
+        if row is None:
+            raise PrivacyError(
+                f"round {spend.round} of run {spend.run_id!r} must not be released twice, and its reply is no longer "
+                "kept as a later round was released; resume from the newest checkpoint"
+            )
+        return StoredReply(row[0])
+
+    def _store(self, reservation: Reservation, reply: bytes) -> None:
+        spend = reservation.charge.spend
+        kept = (spend.run_id, spend.round)
+        self._connection.execute("DELETE FROM replies WHERE run_id = ? AND round <> ?", kept)
+        self._connection.execute("INSERT INTO replies VALUES (?, ?, ?, ?)", (reservation.position, *kept, reply))
+
+    def _append(self, kind: str, body: Mapping[str, Any]) -> None:
+        at = {"at": datetime.now(UTC).isoformat(timespec="seconds")} if self._durable else {}
+        entry = make_entry(self._balance.position, self._balance.head, kind, {**body, **at})
+        row = (entry.position, entry.text, entry.hash)
+        self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", row)
+        self._balance.extend([entry])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Hold the file alone, with the balance brought up to date; all or nothing, in the file and in memory."""
+        before = -1
+        with _sentences(self._path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                _make_schema_once(self._connection)
+                self._balance.extend(fetch_entries(self._connection, self._balance.position))
+                before = self._balance.position
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back(before)
+                raise
+
+    def _roll_back(self, position: int) -> None:
+        if self._balance.position != position:
+            self._balance = Balance()  # it counted what is undone now; the next transaction reads the file anew
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _verify_replies(self, balance: Balance) -> None:
+        for position, reply in self._connection.execute("SELECT reservation, reply FROM replies"):
+            if balance.committed.get(position) != hashlib.sha256(reply).hexdigest():
+                raise broken_chain(f"the reply kept for entry {position} is not the one that was committed")
+
+
+def _create_file(path: Path, durable: bool) -> bool:
+    """Make an empty file that only its owner can read; False where there was one, which is closed to others too."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        if durable:
+            sync_folder(path.parent)
+    except FileExistsError:
+        path.chmod(0o600)
+        return False
+    except OSError as error:
+        raise ConfigError(
+            f"the ledger {path} must be in a folder that can be written, got: {error.strerror}; choose another place"
+        ) from error
+    return True
+
+
+def _connect(path: Path, durable: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+    try:
+        # With FULL, TRUNCATE syncs the emptied journal; DELETE would leave its removal to the next power cut.
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+        connection.execute("PRAGMA journal_mode = TRUNCATE")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _make_schema_once(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
+    if version != 0 or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise broken_chain(f"the file is no ledger of format {SCHEMA_VERSION}")
+    for statement in _SCHEMA:
+        connection.execute(statement)
+
+
+def _reserve_body(charge: Charge, plan: PrivacyPlan) -> dict[str, Any]:
+    run_id, round, head = charge.spend
+    steps = plan.terms.steps_per_round
+    return {"run_id": run_id, "digest": charge.digest, "round": round, "head": head, "steps": steps}
+
+
+def _remember(key: str, balance: Balance) -> None:
+    _verified[key] = balance
+    _verified.move_to_end(key)
+    while len(_verified) > REMEMBERED_LEDGERS:
+        _verified.popitem(last=False)
+
+
+@contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours: what can be helped is a ConfigError, a damaged file is a PrivacyError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        reason = _HELP.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        if reason is None:
+            raise broken_chain(f"{path} cannot be read as a ledger ({error})") from error
+        raise ConfigError(f"the ledger {path} must be writable, got: {error}; {reason}, then run again") from error
+
+
+_HELP = {
+    sqlite3.SQLITE_BUSY: "wait for the other process that uses it to end",
+    sqlite3.SQLITE_LOCKED: "wait for the other process that uses it to end",
+    sqlite3.SQLITE_FULL: "free some disk space",
+    sqlite3.SQLITE_IOERR: "free some disk space or replace the disk",
+    sqlite3.SQLITE_READONLY: "make it writable",
+    sqlite3.SQLITE_PERM: "make it writable",
+    sqlite3.SQLITE_CANTOPEN: "make it readable and writable",
+}

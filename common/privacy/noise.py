@@ -1,0 +1,154 @@
+"""Randomness of the mechanism: which units join a batch, and the Gaussian noise of each step.
+
+Everything is made from 64-bit words, so that the two sources differ in where the words come from and nowhere else:
+the operating system (a deployed node), or a seed (the local ``simulate`` command, which then reports no guarantee).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Literal, Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from numpy.typing import NDArray
+
+from common.privacy.canonical import canonical_json
+
+DRAWS = 4  # Gaussians summed into one
+_TO_UNIT = 2.0**-53
+
+
+class Randomness(Protocol):
+    """Where a mechanism's randomness comes from."""
+
+    @property
+    def kind(self) -> Literal["system", "seeded"]:
+        """``"system"`` carries the guarantee; ``"seeded"`` makes it nominal."""
+
+    def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Draw hardened standard normals of this shape, always finite."""
+
+    def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
+        """Draw n independent flags, each true with probability ``rate``."""
+
+
+class SystemRandomness:
+    """The operating system's generator, stretched by ChaCha20; it takes no seed.
+
+    A fresh 256-bit key from ``os.urandom`` for each draw: nothing that a server sends or knows can predict it, and
+    no state is left to repeat after a restart or a fork.
+    """
+
+    kind: Literal["system"] = "system"
+
+    def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Draw hardened standard normals, shape ``shape``, float64, always finite."""
+        return normals_from_words(_system_words, shape)
+
+    def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
+        """Draw n independent flags, each true with probability ``rate`` (to within 2**-53)."""
+        return flags_from_words(_system_words(n), rate)
+
+
+class SeededRandomness:
+    """Reproducible randomness, for simulations only: whoever knows the seed can subtract the noise.
+
+    Args:
+        seed: of the run.
+        node: name of the node.
+        round: number of the round.
+        purpose: what is being done, such as ``"train"``.
+
+    Guarantees:
+        Streams of different (seed, node, round, purpose) are unrelated, and so are the flags and the normals of one.
+        Within one instance successive draws continue the stream.
+    """
+
+    kind: Literal["seeded"] = "seeded"
+
+    def __init__(self, seed: int, node: str, round: int, purpose: str) -> None:
+        self._noise = _stream(seed, node, round, purpose, "noise")
+        self._sampling = _stream(seed, node, round, purpose, "sampling")
+
+    def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Draw hardened standard normals, shape ``shape``, float64, always finite."""
+        return normals_from_words(lambda n: _raw(self._noise, n), shape)
+
+    def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
+        """Draw n independent flags, each true with probability ``rate`` (to within 2**-53)."""
+        return flags_from_words(_raw(self._sampling, n), rate)
+
+
+class Words(Protocol):
+    """A source of uniform 64-bit words."""
+
+    def __call__(self, n: int, /) -> NDArray[np.uint64]:
+        """Give the next ``n`` words."""
+
+
+def normals_from_words(words: Words, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Turn uniform words into standard normals, each the sum of four Gaussians over two.
+
+    A single floating-point Gaussian leaves gaps and a pattern in its lowest bits, by which the value before noise can
+    be told apart (Mironov 2012); recovering four summed draws from their rounded sum is not practical (Holohan and
+    Braghin 2021). Box-Muller gives two independent Gaussians a pair of words, cosine and sine; a sum takes either the
+    cosines or the sines of four pairs.
+
+    Args:
+        words: the source.
+        shape: of the result.
+
+    Returns:
+        Float64, finite: uniforms lie within [2**-53, 1 - 2**-53], so that one draw is at most 8.6 in magnitude.
+
+    Source: Mironov 2012, doi:10.1145/2382196.2382264; Holohan and Braghin 2021, arXiv:2107.10138.
+    """
+    size = int(np.prod(shape, dtype=np.int64))
+    half = (size + 1) // 2
+    total = np.zeros((2, half))
+    for _ in range(DRAWS):
+        total += _box_muller(words(2 * half).reshape(2, half))
+    total /= np.sqrt(DRAWS)
+    return total.reshape(-1)[:size].reshape(shape)
+
+
+def _box_muller(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Shape (2, n) words to (2, n) normals; the angle is drawn in (0, pi), and a spare bit says above or below."""
+    radius = np.sqrt(-2.0 * np.log(_uniforms(words[0])))
+    pair = np.empty(words.shape)
+    cosine, sine = pair
+    np.cos(_uniforms(words[1]) * np.pi, out=cosine)
+    np.sqrt((1.0 - cosine) * (1.0 + cosine), out=sine)
+    sine.view(np.uint64)[...] |= words[1] << np.uint64(63)  # the sign bit; _uniforms drops the low bits
+    pair *= radius
+    return pair
+
+
+def flags_from_words(words: NDArray[np.uint64], rate: float) -> NDArray[np.bool_]:
+    """Turn words into flags, each true with probability ``rate`` rounded to a multiple of 2**-53; 1 is always true."""
+    return (words >> np.uint64(11)).astype(np.float64) * _TO_UNIT < rate
+
+
+def _uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """The top 52 bits, at the middle of their cells: never 0 and never 1."""
+    uniforms = (words >> np.uint64(12)).astype(np.float64)
+    uniforms += 0.5
+    uniforms *= 2.0**-52
+    return uniforms
+
+
+def _system_words(n: int) -> NDArray[np.uint64]:
+    cipher = Cipher(algorithms.ChaCha20(os.urandom(32), bytes(16)), mode=None)
+    return np.frombuffer(cipher.encryptor().update(bytes(8 * n)), dtype=np.uint64)
+
+
+def _stream(seed: int, node: str, round: int, purpose: str, use: str) -> np.random.PCG64DXSM:
+    label = {"seed": seed, "node": node, "round": round, "purpose": purpose, "use": use}
+    digest = hashlib.sha256(b"fedgraft randomness 1" + canonical_json(label).encode()).digest()
+    return np.random.PCG64DXSM(int.from_bytes(digest, "big"))
+
+
+def _raw(stream: np.random.PCG64DXSM, n: int) -> NDArray[np.uint64]:
+    return np.asarray(stream.random_raw(n), dtype=np.uint64)

@@ -1,0 +1,174 @@
+"""The privacy plan: the public constants that drive the sampler, the mechanism and the ledger alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from common.errors import PrivacyError, ProtocolError
+from common.privacy.canonical import canonical_json, sha256_hex
+
+RELATION = "add-or-remove-one"
+MAX_STEPS = 1_000_000
+SMALLEST_RATE = 1e-6
+NOISE_RANGE = (0.01, 100_000.0)
+
+
+@dataclass(frozen=True)
+class PrivacyTerms:
+    """What a server offers, the same for every node; public constants, agreed before the first round.
+
+    Attributes:
+        unit: what one person's protection covers; ``"record"``.
+        trust: against whom; ``"local"`` means against everybody outside the node.
+        sampling_rate: q, probability with which each unit joins a step's batch, independently (Poisson), 0 < q <= 1.
+        rounds: number of rounds.
+        steps_per_round: noised gradient steps within a round.
+        clipping_norm: C, L2 bound of one unit's gradient.
+        noise_multiplier: sigma, standard deviation of the noise divided by C.
+        delta: probability of the guarantee failing, 0 < delta < 1.
+        relation: neighbouring relation; ``"add-or-remove-one"`` unit.
+
+    Raises:
+        PrivacyError: a value outside its range, or a unit or trust model that is not built yet.
+    """
+
+    unit: str
+    trust: str
+    sampling_rate: float
+    rounds: int
+    steps_per_round: int
+    clipping_norm: float
+    noise_multiplier: float
+    delta: float
+    relation: str = RELATION
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense before anything is computed from it."""
+        _require_choice("unit", self.unit, "record")
+        _require_choice("trust", self.trust, "local")
+        _require_choice("relation", self.relation, RELATION)
+        _require_between("sampling_rate", self.sampling_rate, SMALLEST_RATE, 1.0)
+        _require_between("noise_multiplier", self.noise_multiplier, *NOISE_RANGE)
+        _require_between("clipping_norm", self.clipping_norm, 1e-12, 1e12)
+        _require_between("delta", self.delta, 1e-12, 0.5)
+        _require_between("rounds", self.rounds, 1, MAX_STEPS)
+        _require_between("steps_per_round", self.steps_per_round, 1, MAX_STEPS)
+        _require_between("rounds x steps_per_round", self.steps, 1, MAX_STEPS)
+
+    @property
+    def steps(self) -> int:
+        """T, noised gradient steps in the whole plan."""
+        return self.rounds * self.steps_per_round
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, over the canonical JSON of the terms."""
+        return sha256_hex("fedgraft privacy terms 1", canonical_json(self.to_dict()))
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """Plain values, numbers in their canonical type; ``from_dict`` reads them back."""
+        return {field.name: _TYPES[field.name](getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PrivacyTerms:
+        """Read terms that came from elsewhere.
+
+        Raises:
+            ProtocolError: a key is missing, unknown, or of another type.
+            PrivacyError: the values promise nothing sensible.
+        """
+        _require_keys(values, set(_TYPES), "privacy terms")
+        return cls(**{name: _typed(name, values[name], _TYPES[name]) for name in _TYPES})
+
+    def for_node(self, declared_size: int) -> PrivacyPlan:
+        """Make the plan of a node that declares ``declared_size`` units (a public constant, never a live count).
+
+        Raises:
+            PrivacyError: delta is above 1 / declared_size, where "publish one record at random" would satisfy it.
+        """
+        return PrivacyPlan(self, declared_size)
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """The terms as one node accepts them, with the size that it declares."""
+
+    terms: PrivacyTerms
+    declared_size: int
+
+    def __post_init__(self) -> None:
+        """Refuse a delta that protects nobody."""
+        if self.declared_size < 1:
+            raise PrivacyError(f"the declared size must be at least 1, got {self.declared_size}; declare the real size")
+        if self.terms.delta * self.declared_size > 1 + 1e-9:
+            raise PrivacyError(
+                f"privacy.delta must be at most 1/{self.declared_size} = {1 / self.declared_size:.3g} (one over the "
+                f"declared size), got {self.terms.delta:.3g}; choose a smaller delta"
+            )
+
+    @property
+    def expected_batch(self) -> float:
+        """The divisor of every noised sum: q times the declared size, never the size of a batch that was drawn."""
+        return self.terms.sampling_rate * self.declared_size
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, over terms and declared size."""
+        return sha256_hex("fedgraft privacy plan 1", canonical_json(self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; ``from_dict`` reads them back."""
+        return {"terms": self.terms.to_dict(), "declared_size": self.declared_size}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PrivacyPlan:
+        """Read a plan back; errors as for ``PrivacyTerms.from_dict``."""
+        _require_keys(values, {"terms", "declared_size"}, "privacy plan")
+        if not isinstance(values["terms"], Mapping):
+            raise ProtocolError("a privacy plan holds its terms as a table, got something else; refuse the message")
+        return cls(PrivacyTerms.from_dict(values["terms"]), _typed("declared_size", values["declared_size"], int))
+
+
+_TYPES: dict[str, type] = {
+    "unit": str,
+    "trust": str,
+    "sampling_rate": float,
+    "rounds": int,
+    "steps_per_round": int,
+    "clipping_norm": float,
+    "noise_multiplier": float,
+    "delta": float,
+    "relation": str,
+}
+assert set(_TYPES) == {field.name for field in fields(PrivacyTerms)}
+
+
+def _require_choice(name: str, value: str, allowed: str) -> None:
+    if value != allowed:
+        raise PrivacyError(f"privacy.{name} must be {allowed!r}, the only one built so far, got {value!r}; choose it")
+
+
+def _require_between(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise PrivacyError(f"privacy.{name} must be between {low:g} and {high:g}, got {value!r}; choose another value")
+
+
+def _require_keys(values: Mapping[str, Any], expected: set[str], what: str) -> None:
+    if set(values) != expected:
+        wrong = sorted(expected.symmetric_difference(map(str, values)))
+        raise ProtocolError(f"{what} must have exactly their keys, wrong are {', '.join(wrong)}; use matching versions")
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is float and number:
+        return float(value)
+    if kind is int and number and value == int(value):
+        return int(value)
+    if kind is str and isinstance(value, str):
+        return value
+    raise ProtocolError(f"privacy {name} must be of type {kind.__name__}, got {value!r}; use matching versions")

@@ -1,0 +1,196 @@
+"""What a chain of ledger entries amounts to: its balance, and the statement that reports and auditors read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from common.errors import FederationError
+from common.privacy.accountant import Accountant, Event, Spent, epsilon_by_round, epsilon_pld, epsilon_spent
+from common.privacy.entries import GENESIS, LedgerEntry, broken_chain, verify_chain
+from common.privacy.plan import PrivacyPlan
+
+
+class Spend(NamedTuple):
+    """What is charged once: one round of one run, trained from one head.
+
+    Attributes:
+        run_id: our own id of the run (Flower's changes on resume).
+        round: number of the round.
+        head_digest: SHA-256, in hex, of the head that the server sent.
+    """
+
+    run_id: str
+    round: int
+    head_digest: str
+
+
+class Instance(NamedTuple):
+    """A plan as used by one run; the parameters within it are fixed before its first round."""
+
+    digest: str
+    run_id: str
+
+
+class Charge(NamedTuple):
+    """The key of a reservation."""
+
+    digest: str
+    spend: Spend
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What was spent on a data set so far.
+
+    Attributes:
+        dataset_id: as the operator declares it.
+        unit: whom one unit of protection covers, ``"record"``; None before the first plan.
+        epsilon: spent; open reservations included.
+        delta: of this data set.
+        epsilon_cap: a round that would pass it is refused.
+        accountant: ``"PLD"`` for one plan, ``"RDP (adaptive)"`` for several.
+        epsilon_pld_non_adaptive: what PLD would say of all plans, had they been fixed beforehand; for information.
+        steps: noised steps charged.
+        committed: (run id, round) of replies that may have left, in order.
+        open_reservations: (run id, round) charged whose reply was never made: spent for ever.
+        chain_head: hash of the last entry; keep it outside the file.
+        entries: how many there are.
+    """
+
+    dataset_id: str
+    unit: str | None
+    epsilon: float
+    delta: float
+    epsilon_cap: float
+    accountant: Accountant
+    epsilon_pld_non_adaptive: float
+    steps: int
+    committed: tuple[tuple[str, int], ...]
+    open_reservations: tuple[tuple[str, int], ...]
+    chain_head: str
+    entries: int
+
+
+@dataclass
+class Balance:
+    """The running state of a ledger, advanced entry by entry."""
+
+    position: int = 0
+    head: str = GENESIS
+    dataset_id: str = ""
+    delta: float = 0.0
+    epsilon_cap: float = 0.0
+    plans: dict[Instance, PrivacyPlan] = field(default_factory=dict)
+    rounds: dict[Instance, int] = field(default_factory=dict)
+    reservations: dict[Charge, int] = field(default_factory=dict)
+    charges: dict[int, Charge] = field(default_factory=dict)
+    committed: dict[int, str] = field(default_factory=dict)
+
+    def extend(self, entries: Iterable[LedgerEntry]) -> None:
+        """Verify entries that follow, and count them.
+
+        Raises:
+            PrivacyError: the chain is broken, or an entry makes no sense where it stands.
+        """
+        for entry in entries:
+            verify_chain([entry], position=self.position, previous=self.head)
+            try:
+                self._apply(entry.kind, entry.body)
+            except (LookupError, TypeError, ValueError, FederationError) as error:
+                raise broken_chain(f"entry {self.position} makes no sense where it stands") from error
+            self.position, self.head = self.position + 1, entry.hash
+
+    def with_round(self, plan: PrivacyPlan, run_id: str) -> Spent:
+        """Epsilon spent if one more round of ``plan`` were charged."""
+        instance = Instance(plan.digest, run_id)
+        return spent_by({**self.plans, instance: plan}, {**self.rounds, instance: self.rounds.get(instance, 0) + 1})
+
+    def spent(self) -> Spent:
+        """Epsilon spent so far."""
+        return spent_by(self.plans, self.rounds)
+
+    def statement(self) -> Statement:
+        """Sum up for people."""
+        spent = self.spent()
+        done = [self.charges[position].spend for position in self.committed]
+        waiting = [charge.spend for position, charge in self.charges.items() if position not in self.committed]
+        return Statement(
+            dataset_id=self.dataset_id,
+            unit=self.unit,
+            epsilon=spent.epsilon,
+            delta=self.delta,
+            epsilon_cap=self.epsilon_cap,
+            accountant=spent.accountant,
+            epsilon_pld_non_adaptive=self._non_adaptive(spent),
+            steps=sum(count * self.plans[key].terms.steps_per_round for key, count in self.rounds.items()),
+            committed=tuple((spend.run_id, spend.round) for spend in done),
+            open_reservations=tuple((spend.run_id, spend.round) for spend in waiting),
+            chain_head=self.head,
+            entries=self.position,
+        )
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of all plans (one ledger never mixes them), None before the first."""
+        return next((plan.terms.unit for plan in self.plans.values()), None)
+
+    def _non_adaptive(self, spent: Spent) -> float:
+        if spent.accountant == "PLD":
+            return spent.epsilon
+        return epsilon_pld([_event(self.plans[key], count) for key, count in self.rounds.items()], self.delta)
+
+    def _apply(self, kind: str, body: dict[str, Any]) -> None:
+        if (kind == "opened") != (self.position == 0):
+            raise ValueError("a ledger is opened once")
+        if kind in ("opened", "cap"):
+            self._apply_limits(body)
+        elif kind == "plan":
+            self._apply_plan(Instance(body["digest"], body["run_id"]), PrivacyPlan.from_dict(body["plan"]))
+        elif kind == "reserve":
+            self._apply_reserve(body)
+        elif kind == "commit":
+            self._apply_commit(body["reservation"], body["reply_sha256"])
+        else:
+            raise ValueError("unknown kind")
+
+    def _apply_limits(self, body: dict[str, Any]) -> None:
+        self.dataset_id = body.get("dataset_id", self.dataset_id)
+        self.delta = body.get("delta", self.delta)
+        self.epsilon_cap = body["epsilon_cap"]
+
+    def _apply_plan(self, instance: Instance, plan: PrivacyPlan) -> None:
+        if instance in self.plans or plan.digest != instance.digest or plan.terms.delta != self.delta:
+            raise ValueError("not a new plan of this ledger")
+        self.plans[instance] = plan
+
+    def _apply_reserve(self, body: dict[str, Any]) -> None:
+        charge = Charge(body["digest"], Spend(body["run_id"], body["round"], body["head"]))
+        instance = Instance(body["digest"], body["run_id"])
+        if charge in self.reservations or body["steps"] != self.plans[instance].terms.steps_per_round:
+            raise ValueError("not a new charge of its plan")
+        self.rounds[instance] = self.rounds.get(instance, 0) + 1
+        self.reservations[charge] = self.position
+        self.charges[self.position] = charge
+
+    def _apply_commit(self, reservation: int, reply_sha256: str) -> None:
+        if reservation not in self.charges or reservation in self.committed:
+            raise ValueError("not an open reservation")
+        self.committed[reservation] = reply_sha256
+
+
+def spent_by(plans: dict[Instance, PrivacyPlan], rounds: dict[Instance, int]) -> Spent:
+    """Epsilon of so many rounds of each plan: from the plan's table where there is one plan, by RDP where several."""
+    charged = {key: count for key, count in rounds.items() if count > 0}
+    if len(charged) == 1:
+        ((key, count),) = charged.items()
+        terms = plans[key].terms
+        if count <= terms.rounds:
+            return Spent(epsilon_by_round(terms)[count], "PLD")
+    events = {key: [_event(plans[key], count)] for key, count in charged.items()}
+    return epsilon_spent(events, max((plans[key].terms.delta for key in charged), default=0.5))
+
+
+def _event(plan: PrivacyPlan, rounds: int) -> Event:
+    return Event(plan.terms.noise_multiplier, plan.terms.sampling_rate, rounds * plan.terms.steps_per_round)
