@@ -1,0 +1,53 @@
+# make demo    install (once) and run a private federation on this machine
+# make test    everything: format, lint, types, import contracts, doctests, tests
+# make check   the quick part of it, for while you work
+# make bench   the measurements that docs/ quotes
+# make clean   remove the environment and what the tools left; runs/ stays
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# An environment is complete when a stamp for exactly these two files is in it; an interrupted install leaves none.
+STATE := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+DEMO_READY := $(VENV)/.ready-demo-$(STATE)
+TEST_READY := $(VENV)/.ready-test-$(STATE)
+
+.PHONY: demo test check bench clean
+
+demo: $(DEMO_READY)
+	@if [ -e runs/demo ] && ! grep -qs '^\[federation\]' runs/demo/config.toml; then \
+	    echo "error: runs/demo is not a run of fedgraft; move it away, then run make demo again" >&2; exit 1; fi
+	@rm -rf runs/demo
+	$(BIN)/fedgraft simulate simulations/configs/digits.toml --out runs/demo
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(TEST_READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(TEST_READY)
+	$(BIN)/python -m simulations.benchmarks
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define install
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: fedgraft needs Python 3.11 or newer, %s is %d.%d; run make PYTHON=python3.12, say" % (sys.executable, v[0], v[1]))'
+	@echo "Installing into $(VENV): about 6 GB, once; two or three minutes on a fast network."
+	@rm -f $(VENV)/.ready-*
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --editable '$(1)'
+endef
+
+$(TEST_READY):
+	$(call install,.[test])
+	@touch $(VENV)/.ready-demo-$(STATE) $@
+
+$(DEMO_READY):
+	$(call install,.)
+	@touch $@
