@@ -30,7 +30,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
         sync_folder(path.parent)
     except OSError as error:
         if temporary is not None:

@@ -21,3 +21,11 @@ class ProtocolError(FederationError):
 
 class PrivacyError(FederationError):
     """Going on would break a privacy promise: stop. Never a warning."""
+
+
+class BudgetSpentError(PrivacyError):
+    """The release would pass the cap that the hospital set."""
+
+
+class BackboneMismatchError(ConfigError):
+    """The backbone at hand is not the one that is meant."""

@@ -33,23 +33,24 @@ def build_head(kind: str, features: int, classes: int, *, hidden: int = 64, seed
         ConfigError: ``kind`` is not a head.
     """
     if kind == "linear":
-        linear = nn.utils.skip_init(nn.Linear, features, classes)
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        return linear
+        return _zero_linear(features, classes)
     if kind == "mlp":
         return _mlp(features, classes, hidden, torch.Generator().manual_seed(seed))
     raise ConfigError(f"model.head must be one of {', '.join(HEADS)}, got {kind!r}; choose one of them")
 
 
 def _mlp(features: int, classes: int, hidden: int, generator: torch.Generator) -> nn.Module:
-    first = nn.utils.skip_init(nn.Linear, features, hidden)
-    last = nn.utils.skip_init(nn.Linear, hidden, classes)
-    nn.init.kaiming_uniform_(first.weight, nonlinearity="relu", generator=generator)
-    nn.init.zeros_(first.bias)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    first, last = _zero_linear(features, hidden), _zero_linear(hidden, classes)
+    for layer in (first, last):
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
     return nn.Sequential(first, nn.ReLU(), last)
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # draws nothing from the global generator
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def head_arrays(head: nn.Module) -> dict[str, Tensor]:

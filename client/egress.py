@@ -1,0 +1,65 @@
+"""The egress gate: the only way out of a node.
+
+A reply is one of four types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
+examples, no text of an exception. What is not on the list does not leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
+from common.messages import Hello, Metrics, Reason, Refusal, Update
+
+
+def release_hello(name: str, declared_size: int) -> Hello:
+    """Let the node's name and its declared size out: two public constants that its operator chose."""
+    return Hello(str(name), int(declared_size))
+
+
+def release_update(head: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Update:
+    """Let a noised head out, if it has the shape of the one that came in.
+
+    Args:
+        head: the node's head after its private steps, name to float32 tensor.
+        sent: the global head that the server sent.
+
+    Raises:
+        PrivacyError: anything but finite float32 tensors of the same names and shapes; nothing is released.
+    """
+    expected = {name: value.shape for name, value in sent.items()}
+    if {name: value.shape for name, value in head.items()} != expected:
+        raise PrivacyError("expected an update shaped as the head that was sent, got another; nothing was released")
+    if any(value.dtype != torch.float32 or not bool(value.isfinite().all()) for value in head.values()):
+        raise PrivacyError("expected an update of finite float32 values, got others; nothing was released")
+    return Update({name: value.detach().clone() for name, value in head.items()})
+
+
+def release_metrics(accuracy: float, policy: Literal["none", "exact"], *, simulated: bool) -> Metrics:
+    """Let an exact metric out: in a simulation whose configuration asks for it, never on a real node.
+
+    Raises:
+        PrivacyError: the metrics policy is ``"none"``, or the node is real.
+    """
+    if policy != "exact" or not simulated:
+        raise PrivacyError("this node's metrics policy lets no exact metric out; set node_metrics in a simulation")
+    return Metrics(float(accuracy))
+
+
+def refuse(error: Exception) -> Refusal:
+    """Turn what went wrong into a word of the fixed vocabulary; its text stays here."""
+    if isinstance(error, BudgetSpentError):
+        return Refusal(Reason.BUDGET)
+    if isinstance(error, PrivacyError):
+        return Refusal(Reason.POLICY)
+    if isinstance(error, BackboneMismatchError):
+        return Refusal(Reason.BACKBONE)
+    if isinstance(error, ProtocolError):
+        return Refusal(Reason.PROTOCOL)
+    if isinstance(error, ConfigError):
+        return Refusal(Reason.DATA)
+    return Refusal(Reason.INTERNAL)

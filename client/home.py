@@ -1,0 +1,198 @@
+"""A node's own place: its name, its records, its policy, its ledger and its randomness.
+
+None of it comes from the server. That a node is simulated, so that a seed may replace cryptographic randomness, is
+known from the engine around it (a context variable set in this very process, or a Ray worker), never from a message or
+a configuration that was received.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.ledger import Ledger
+from client.policy import Policy
+from common import places
+from common.config import RunConfig, from_flat
+from common.data.federation import Federation, assemble, source_features
+from common.errors import BackboneMismatchError, ConfigError
+from common.features import as_tensor, cached_backbone
+from common.messages import ModelSpec
+from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
+
+_in_process: ContextVar[Path | None] = ContextVar("in_process", default=None)
+
+
+@dataclass(frozen=True)
+class Records:
+    """A node's records as the head sees them.
+
+    Attributes:
+        features: float32, shape (N, D) or more rows, read-only, possibly memory-mapped.
+        rows: which rows of ``features`` are this node's, shape (n,).
+        targets: int64, shape (n,).
+    """
+
+    features: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        """Number of records (sensitive)."""
+        return len(self.rows)
+
+    @property
+    def dimension(self) -> int:
+        """D, the size of a feature vector."""
+        return int(self.features.shape[1])
+
+    def take(self, sampled: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and targets (B,) of the sampled records."""
+        return as_tensor(self.features, self.rows[sampled]), self.targets[torch.from_numpy(sampled)]
+
+    def everything(self) -> tuple[Tensor, Tensor]:
+        """Features (n, D) and targets (n,) of all records."""
+        return as_tensor(self.features, self.rows), self.targets
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a round at this node needs.
+
+    Attributes:
+        name: as the server knows the node.
+        declared_size: number of records that the operator declares; public.
+        policy: what the operator allows.
+        simulated: whether an engine on one machine plays this node.
+        open_ledger: opens the budget of the data set.
+        records: computes, or finds in the cache, the features that a model needs.
+        randomness: for a round's sampling and noise, in this order.
+    """
+
+    name: str
+    declared_size: int
+    policy: Policy
+    simulated: bool
+    open_ledger: Callable[[], Ledger]
+    records: Callable[[ModelSpec], Records]
+    randomness: Callable[[int], tuple[Randomness, Randomness]]
+
+
+@contextmanager
+def simulated_in_process(run_folder: Path) -> Iterator[None]:
+    """Mark, for the calls inside the block, that this process itself plays the nodes."""
+    token = _in_process.set(run_folder)
+    try:
+        yield
+    finally:
+        _in_process.reset(token)
+
+
+def open_node(
+    run_id: int, run_config: Mapping[str, str | int | float | bool], node_config: Mapping[str, object]
+) -> Node:
+    """Find out which node this process is.
+
+    Args:
+        run_id: Flower's id of the run.
+        run_config: Flower's run configuration, as received.
+        node_config: Flower's node configuration, given by the engine or by the operator's command.
+
+    Raises:
+        ConfigError: this is no simulation, and the operator has not set up a node here.
+    """
+    run_folder = _simulation_folder(run_id)
+    if run_folder is None:
+        raise ConfigError("expected a node set up by its operator, found none; simulate with `fedgraft simulate`")
+    try:
+        partition = int(str(node_config["partition-id"]))
+    except (KeyError, ValueError):
+        raise ConfigError(
+            "expected a partition-id from the simulation engine, got none; use `fedgraft simulate`"
+        ) from None
+    return _simulated_node(tuple(sorted(run_config.items())), partition, run_folder)
+
+
+@lru_cache(maxsize=16_384)
+def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], partition: int, run_folder: Path) -> Node:
+    config = _config(flat)
+    federation = assemble(config)
+    name = federation.names[partition]
+    share = federation.shares[name]
+    privacy = config.privacy
+    return Node(
+        name=name,
+        declared_size=len(share),
+        policy=Policy(privacy.epsilon, privacy.delta, privacy.unit, metrics=config.evaluation.node_metrics),
+        simulated=True,
+        open_ledger=lambda: open_simulated_ledger(run_folder, name, config),
+        records=lambda model: _simulated_records(federation, share, model),
+        randomness=lambda round_: _randomness(config.federation.seed, name, round_),
+    )
+
+
+def open_simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> Ledger:
+    """Open the ledger of a simulated node, which survives kill -9 but not a power cut."""
+    folder = run_folder / "ledgers"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return Ledger.open(
+        folder / f"{name}.sqlite",
+        f"simulated/{name}",
+        delta=config.privacy.delta,
+        epsilon_cap=config.privacy.epsilon,
+        durable=False,
+    )
+
+
+def _randomness(seed: int | None, name: str, round_: int) -> tuple[Randomness, Randomness]:
+    if seed is None:
+        return SystemRandomness(), SystemRandomness()
+    return SeededRandomness(seed, name, round_, "sampling"), SeededRandomness(seed, name, round_, "noise")
+
+
+def _simulated_records(federation: Federation, share: NDArray[np.int64], model: ModelSpec) -> Records:
+    check_backbone(model)
+    features = source_features(federation, model.backbone, model.cut)
+    return Records(features, share, torch.from_numpy(federation.data.labels[share]))
+
+
+def check_backbone(model: ModelSpec) -> None:
+    """Make sure that this node's copy of a backbone is the one that a model means.
+
+    Raises:
+        BackboneMismatchError: this node's copy has another digest.
+    """
+    backbone = cached_backbone(model.backbone)
+    if backbone.digest != model.backbone_digest:
+        raise BackboneMismatchError(
+            f"expected the backbone {model.backbone} with digest {model.backbone_digest}, this node has "
+            f"{backbone.digest}; install the same release on both sides"
+        )
+
+
+@lru_cache(maxsize=16)
+def _config(flat: tuple[tuple[str, str | int | float | bool], ...]) -> RunConfig:
+    return from_flat(dict(flat))
+
+
+def _simulation_folder(run_id: int) -> Path | None:
+    folder = _in_process.get()
+    if folder is None and _inside_ray():
+        return places.run_folder(run_id)
+    return folder
+
+
+def _inside_ray() -> bool:
+    # a Ray worker has imported and initialised it long before our code; a SuperNode never does
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())

@@ -1,0 +1,102 @@
+"""One private round at a node, as a straight path."""
+
+from __future__ import annotations
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from client import egress
+from client.home import Node, Records
+from client.ledger import Spend, StoredReply
+from client.mechanism import clipped_sum, noisy_gradient
+from common.heads import arrays_digest, build_head, head_arrays, load_arrays
+from common.messages import EvaluateTask, Hello, Metrics, ModelSpec, Offer, TrainTask, Update
+from common.privacy.noise import Randomness
+from common.privacy.plan import PrivacyPlan
+from common.tasks import classification_loss, score_classification
+
+
+def accept_offer(offer: Offer, node: Node) -> Hello:
+    """Answer an offer, before any record is read.
+
+    Raises:
+        PrivacyError: the offer is weaker than the node's policy.
+    """
+    node.policy.accept(offer, node.declared_size)
+    return egress.release_hello(node.name, node.declared_size)
+
+
+def train_round(task: TrainTask, node: Node) -> Update:
+    """Train the head on this node's records for one round and release it.
+
+    Guarantees:
+        The budget is reserved, durably, before a record is read for this round, and the update's bytes are stored
+        before it leaves; the same task again is answered with the same bytes and costs nothing more.
+
+    Raises:
+        PrivacyError: the plan is refused, or the budget does not suffice.
+        BackboneMismatchError: the node's backbone is not the one that the task means.
+    """
+    plan = node.policy.accept(task.offer, node.declared_size)
+    with node.open_ledger() as ledger:
+        spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=arrays_digest(task.head))
+        reservation = ledger.reserve(spend, plan)
+        if isinstance(reservation, StoredReply):
+            return egress.release_update(safetensors.torch.load(reservation.reply), task.head)
+        records = node.records(task.offer.model)  # sensitive from here
+        head = private_update(task, records, plan, node.randomness(task.round))
+        update = egress.release_update(head, task.head)
+        ledger.commit(reservation, safetensors.torch.save(update.head))
+    return update
+
+
+def private_update(
+    task: TrainTask, records: Records, plan: PrivacyPlan, randomness: tuple[Randomness, Randomness]
+) -> dict[str, Tensor]:
+    """The global head after this round's private gradient steps (DP-SGD, Abadi et al. 2016, arXiv:1607.00133).
+
+    A step without a single sampled record is a step like any other: noise is added and it is paid for.
+
+    Args:
+        task: the round's work; its head is where the steps start.
+        records: the node's features and targets.
+        plan: clipping norm, noise multiplier, sampling rate and number of steps.
+        randomness: for sampling and for noise, in this order.
+
+    Returns:
+        The new head, name to float32 tensor.
+    """
+    head = starting_head(task.offer.model, records.dimension, task.head)
+    parameters = dict(head.named_parameters())
+    sampling, noise = randomness
+    for _ in range(plan.terms.steps_per_round):
+        features, targets = records.take(sampling.bernoulli(len(records), plan.terms.sampling_rate))
+        clipped = clipped_sum(head, classification_loss, features, targets, plan.terms.clipping_norm)
+        gradient = noisy_gradient(clipped, plan, noise)
+        with torch.no_grad():
+            for name, value in parameters.items():
+                pull = task.proximal_mu * (value - task.head[name])
+                value.sub_(task.learning_rate * (gradient[name] + pull))
+    return head_arrays(head)
+
+
+def evaluate(task: EvaluateTask, node: Node) -> Metrics:
+    """Score a head on this node's own records; the metrics policy decides whether the result may leave.
+
+    Raises:
+        PrivacyError: the metrics policy lets nothing out; no record is read.
+    """
+    egress.release_metrics(0.0, node.policy.metrics, simulated=node.simulated)
+    records = node.records(task.offer.model)
+    head = starting_head(task.offer.model, records.dimension, task.head)
+    features, targets = records.everything()
+    scores = score_classification(head, features, targets, len(task.offer.model.classes))
+    return egress.release_metrics(scores.accuracy, node.policy.metrics, simulated=node.simulated)
+
+
+def starting_head(model: ModelSpec, features: int, arrays: dict[str, Tensor]) -> nn.Module:
+    """Build the head that a task means, and put the sent parameters into it."""
+    head = build_head(model.head, features, len(model.classes), hidden=model.hidden)
+    load_arrays(head, arrays)
+    return head

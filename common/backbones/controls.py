@@ -1,0 +1,46 @@
+"""Backbones that transfer nothing: what a pre-trained one is compared with."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from common.backbones.backbone import Backbone, backbone_digest
+from common.backbones.preprocessing import ImagePreprocessing
+from common.backbones.registry import load_backbone, untrained_twin
+from common.errors import ConfigError
+
+_TWIN = re.compile(r"(?P<original>.+)@random-(?P<seed>\d+)")
+_PIXELS = re.compile(r"pixels/(?P<size>\d+)")
+MAX_PIXELS = 256
+
+
+def load_reference(reference: str) -> Backbone:
+    """Load a backbone, or one of the controls: ``"<backbone>@random-<seed>"`` and ``"pixels/<size>"``.
+
+    Raises:
+        ConfigError: as ``load_backbone`` raises it.
+    """
+    if twin := _TWIN.fullmatch(reference):
+        return untrained_twin(load_backbone(twin["original"]), int(twin["seed"]))
+    if pixels := _PIXELS.fullmatch(reference):
+        return raw_pixels(int(pixels["size"]))
+    return load_backbone(reference)
+
+
+def raw_pixels(size: int) -> Backbone:
+    """A backbone that does nothing: the grey image itself, standardised by its own mean and deviation.
+
+    Args:
+        size: side of the image in pixels; features have size x size values.
+
+    Raises:
+        ConfigError: the size is not within 1 to 256.
+    """
+    if not 1 <= size <= MAX_PIXELS:
+        raise ConfigError(f"expected a size of 1 to {MAX_PIXELS} pixels for raw pixels, got {size}; choose a smaller one")
+    preprocessing = ImagePreprocessing(size=size, channels=1)
+    digest = backbone_digest({"family": "pixels"}, preprocessing.describe(), {})
+    stages: dict[str, nn.Module] = {"pixels": nn.Flatten()}
+    return Backbone(f"pixels/{size}", stages, preprocessing, "none needed", "nothing: raw pixels", digest)

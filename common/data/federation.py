@@ -1,0 +1,103 @@
+"""Who holds which record in a simulated federation.
+
+A real node has its own files. A simulated one is told nothing but its partition number (Flower's simulation runtime
+gives a node no more), so server and nodes both derive the whole federation from the configuration, and agree because
+it is a pure function of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import RunConfig
+from common.data import LocalData, hold_out, load_source
+from common.data.partition import node_names, partition
+from common.features import FeatureCache, cached_backbone, default_cache
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """All records of a simulation and their places.
+
+    Attributes:
+        data: every record, training and held-out ones.
+        test: indices of the held-out records, which no node sees.
+        shares: node name to the indices of its records, in node order.
+    """
+
+    data: LocalData
+    test: NDArray[np.int64]
+    shares: Mapping[str, NDArray[np.int64]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Node names, by partition number."""
+        return tuple(self.shares)
+
+
+def assemble(config: RunConfig) -> Federation:
+    """Load the source, hold out the test records and deal the rest to the nodes.
+
+    Raises:
+        ConfigError: the source cannot be read or divided as asked.
+    """
+    data, federation = config.data, config.federation
+    return _assemble(
+        data.source,
+        tuple(sorted(data.keys.items())),
+        data.partition,
+        federation.nodes,
+        federation.seed or 0,
+        data.alpha,
+        data.shards_per_node,
+        data.test_fraction,
+    )
+
+
+@lru_cache(maxsize=8)
+def source_features(federation: Federation, backbone: str, cut: str | None) -> NDArray[np.float32]:
+    """Features of every record of the federation, shape (N, D), computed in one go and shared by its nodes.
+
+    Raises:
+        ConfigError: backbone, cut or cache are not usable.
+    """
+    return FeatureCache(default_cache()).features(cached_backbone(backbone), cut, federation.data)
+
+
+@lru_cache(maxsize=4)
+def _load(source: str, keys: tuple[tuple[str, str], ...]) -> LocalData:
+    return load_source(source, dict(keys))
+
+
+@lru_cache(maxsize=4)
+def _assemble(
+    source: str,
+    keys: tuple[tuple[str, str], ...],
+    scheme: str,
+    nodes: int,
+    seed: int,
+    alpha: float,
+    shards_per_node: int,
+    test_fraction: float,
+) -> Federation:
+    data = _load(source, keys)
+    train, test = hold_out(data, test_fraction, seed)
+    parts = partition(
+        data.labels[train],
+        len(data.classes),
+        scheme,
+        nodes,
+        seed,
+        alpha=alpha,
+        shards_per_node=shards_per_node,
+        sites=None if data.site is None else data.site[train],
+        patients=None if data.patient is None else data.patient[train],
+    )
+    names = node_names(len(parts), sites=None if scheme != "site" or data.site is None else data.site[train])
+    shares = {name: train[part] for name, part in zip(names, parts, strict=True)}
+    return Federation(data, test, shares)

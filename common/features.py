@@ -1,0 +1,220 @@
+"""Features: the trunk's outputs, computed once per record and kept.
+
+The cache is content-addressed. A folder per (backbone digest, cut, preprocessing) holds segments; a segment is one
+safetensors file with the SHA-256 of each record and its features, written whole and renamed into place, mode 0600.
+Nothing in it ever goes stale: another record, another cut or another backbone is another address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import durable
+from common.backbones.backbone import Backbone
+from common.backbones.controls import load_reference
+from common.data.local import Images, LocalData
+from common.errors import ConfigError
+from common.grafting import Trunk, cut_point
+from common.places import cache_folder
+
+BATCH = 64  # records of one forward pass; always full, so that a record's features do not depend on its neighbours
+FORMAT = 1
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Trunk outputs on disk.
+
+    Attributes:
+        folder: where segments live; made on first use, mode 0700.
+    """
+
+    folder: Path
+
+    def features(
+        self, backbone: Backbone, cut: str | None, data: LocalData, progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Features of each record of ``data``, shape (N, D), computed where the cache lacks them.
+
+        Args:
+            backbone: whose stages up to ``cut`` are applied.
+            cut: last frozen stage; None is the last stage of all.
+            data: the records.
+            progress: called with (records done, records to compute) after each batch.
+
+        Returns:
+            float32, read-only; memory-mapped where one segment holds the records in this order.
+
+        Raises:
+            ConfigError: the cut does not exist, a segment is damaged, or the disk is full.
+        """
+        place = self.folder / address(backbone, cut)
+        wanted = _as_keys(data.record_digests())
+        known = _Segments(place)
+        missing = np.flatnonzero(~known.contains(wanted))
+        if len(missing):
+            _, first = np.unique(wanted[missing], return_index=True)
+            fresh = missing[np.sort(first)]
+            values = extract(backbone, cut, data.take(fresh), progress)
+            _write_segment(place, wanted[fresh], values)
+            known = _Segments(place)
+        return known.rows(wanted)
+
+    def purge(self) -> int:
+        """Delete every segment; returns how many bytes were freed."""
+        freed = 0
+        for path in sorted(self.folder.glob("*/*.safetensors")):
+            freed += path.stat().st_size
+            path.unlink()
+        return freed
+
+
+def default_cache() -> Path:
+    """Folder of the user's own feature cache."""
+    return cache_folder() / "features"
+
+
+@lru_cache(maxsize=4)
+def cached_backbone(reference: str) -> Backbone:
+    """Load a backbone once per process; errors as in ``common.backbones.controls.load_reference``."""
+    return load_reference(reference)
+
+
+def address(backbone: Backbone, cut: str | None) -> str:
+    """Name of the folder for a trunk: 32 hex digits over everything that decides its outputs."""
+    key = {
+        "format": FORMAT,
+        "backbone": backbone.digest,
+        "cut": cut_point(backbone, cut),
+        "preprocessing": backbone.preprocessing.describe(),
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@torch.inference_mode()
+def extract(
+    backbone: Backbone, cut: str | None, data: LocalData, progress: Progress | None = None
+) -> NDArray[np.float32]:
+    """One forward pass of the trunk over all records, shape (N, D), float32.
+
+    Every batch has the same shape (the last one is padded), so that a record yields the same bits whatever else is
+    computed with it.
+    """
+    trunk = Trunk(backbone, cut)
+    outputs = []
+    for batch, count in _batches(data.images):
+        outputs.append(trunk(backbone.preprocessing(batch))[:count].float().numpy())
+        if progress is not None:
+            progress(min(len(outputs) * BATCH, len(data)), len(data))
+    return np.concatenate(outputs)
+
+
+def first_not_finite(features: NDArray[np.float32]) -> int | None:
+    """Index of the first record with a NaN or infinite feature, for its owner's eyes only; None if all are fine."""
+    for start in range(0, len(features), 4096):
+        bad = np.flatnonzero(~np.isfinite(features[start : start + 4096]).all(axis=1))
+        if len(bad):
+            return start + int(bad[0])
+    return None
+
+
+def as_tensor(features: NDArray[np.float32], rows: NDArray[np.int64]) -> Tensor:
+    """Copy some rows of (possibly memory-mapped) features, shape (len(rows), D)."""
+    return torch.from_numpy(np.ascontiguousarray(features[rows]))
+
+
+def _batches(images: Images) -> Iterator[tuple[Images, int]]:
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        count = len(batch)
+        if isinstance(batch, np.ndarray):
+            padding = np.repeat(batch[-1:], BATCH - count, axis=0)
+            yield np.concatenate([batch, padding]), count
+        else:
+            yield (*batch, *[batch[-1]] * (BATCH - count)), count
+
+
+def _as_keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
+    return np.ascontiguousarray(digests).view("V32").ravel()
+
+
+def _write_segment(place: Path, keys: NDArray[np.void], values: NDArray[np.float32]) -> None:
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.mkdir(mode=0o700, exist_ok=True)
+    digests = keys.view(np.uint8).reshape(len(keys), 32)
+    name = hashlib.sha256(digests.tobytes()).hexdigest()[:32]
+    blob = safetensors.numpy.save({"features": values, "records": digests})
+    durable.write_bytes(place / f"{name}.safetensors", blob, mode=0o600)
+
+
+class _Segments:
+    """All segments of one address, and where each record is."""
+
+    def __init__(self, place: Path) -> None:
+        self._values: list[NDArray[np.float32]] = []
+        keys: list[NDArray[np.void]] = []
+        for path in sorted(place.glob("*.safetensors")):
+            digests, values = _map_segment(path)
+            keys.append(_as_keys(digests))
+            self._values.append(values)
+        self._sizes = [len(part) for part in keys]
+        self._sorted, self._origin = _sort_keys(keys)
+
+    def contains(self, wanted: NDArray[np.void]) -> NDArray[np.bool_]:
+        if not len(self._sorted):
+            return np.zeros(len(wanted), dtype=bool)
+        place = np.minimum(np.searchsorted(self._sorted, _sortable(wanted)), len(self._sorted) - 1)
+        found: NDArray[np.bool_] = self._sorted[place] == _sortable(wanted)
+        return found
+
+    def rows(self, wanted: NDArray[np.void]) -> NDArray[np.float32]:
+        place = self._origin[np.searchsorted(self._sorted, _sortable(wanted))]
+        starts = np.cumsum([0, *self._sizes])
+        segment = np.searchsorted(starts, place, side="right") - 1
+        local = place - starts[segment]
+        if (segment == segment[0]).all():
+            values = self._values[int(segment[0])]
+            in_order = len(local) == len(values) and bool((local == np.arange(len(local))).all())
+            return values if in_order else values[local]
+        return np.stack([self._values[s][row] for s, row in zip(segment, local, strict=True)])
+
+
+def _sortable(keys: NDArray[np.void]) -> NDArray[np.bytes_]:
+    # "S32" would drop trailing zero bytes when comparing, so that two records could meet: hex digits cannot
+    return np.array([key.tobytes().hex() for key in keys], dtype="S64")
+
+
+def _sort_keys(keys: list[NDArray[np.void]]) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+    if not keys:
+        return np.empty(0, dtype="S64"), np.empty(0, dtype=np.int64)
+    everything = _sortable(np.concatenate(keys))
+    order = np.argsort(everything, kind="stable")
+    return everything[order], order
+
+
+def _map_segment(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            digests: NDArray[np.uint8] = file.get_tensor("records")
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            entry = json.loads(raw.read(length))["features"]
+        start = 8 + length + entry["data_offsets"][0]
+        values = np.memmap(path, dtype=np.float32, mode="r", offset=start, shape=tuple(entry["shape"]))
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"the feature cache file {path} is damaged ({error}); delete it and run again") from error
+    return digests, values

@@ -1,0 +1,87 @@
+"""Grafting: cut a backbone into a frozen trunk, and put a new head on it."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from common.backbones.backbone import Backbone
+from common.errors import ConfigError
+
+Activations = Tensor | tuple[Tensor, ...]
+
+
+class Trunk(nn.Module):
+    """The stages of a backbone up to and including the cut point, frozen for good.
+
+    It stays in evaluation mode whatever its surroundings do: a BatchNorm in training mode would update its running
+    statistics from private records and leak them without noise.
+    """
+
+    def __init__(self, backbone: Backbone, cut: str | None = None) -> None:
+        """Take the stages up to ``cut``; all of them when it is None.
+
+        Raises:
+            ConfigError: the backbone has no such stage.
+        """
+        super().__init__()
+        self.cut = cut_point(backbone, cut)
+        names = list(backbone.stages)
+        below = names[: names.index(self.cut) + 1]
+        self.stages = nn.ModuleList([backbone.stages[name] for name in below])
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Stay in evaluation mode; ``mode`` is ignored on purpose."""
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map preprocessed inputs (N, …) to features (N, D); what passes the cut as several tensors is concatenated."""
+        activations: Activations = inputs
+        for stage in self.stages:
+            activations = stage(activations)
+        return flatten(activations)
+
+
+def cut_point(backbone: Backbone, cut: str | None) -> str:
+    """Name of the last frozen stage.
+
+    Raises:
+        ConfigError: the backbone has no stage ``cut``.
+    """
+    names = list(backbone.stages)
+    if cut is None:
+        return names[-1]
+    if cut not in names:
+        near = difflib.get_close_matches(cut, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
+        raise ConfigError(f"model.cut must be a stage of {backbone.name} ({', '.join(names)}), got {cut!r}; {hint}")
+    return cut
+
+
+def flatten(activations: Activations) -> Tensor:
+    """Lay one tensor or several, each (N, …), side by side as (N, D)."""
+    parts = (activations,) if isinstance(activations, Tensor) else activations
+    return torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run a block on ``count`` threads: small heads train fastest on one, a forward pass on all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def parameter_count(trunk: Trunk) -> int:
+    """Number of parameters and buffers below the cut."""
+    return sum(value.numel() for value in itertools.chain(trunk.parameters(), trunk.buffers()))

@@ -1,0 +1,124 @@
+"""What server and node say to each other, free of any transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from common.privacy.plan import PrivacyTerms
+
+
+class Reason(StrEnum):
+    """Why a node refuses: a fixed, coarse vocabulary, because free text could carry data.
+
+    ``INTERNAL`` stands for everything unforeseen; the details stay in the node's own log.
+    """
+
+    BUDGET = "budget"
+    POLICY = "policy"
+    BACKBONE = "backbone"
+    DATA = "data"
+    PROTOCOL = "protocol"
+    INTERNAL = "internal"
+
+
+class ModelSpec(BaseModel):
+    """Which model is trained: public constants, equal for all nodes.
+
+    Attributes:
+        backbone: reference, as ``common.backbones.registry.load_backbone`` reads it.
+        backbone_digest: SHA-256 the node's copy must have.
+        cut: name of the last frozen stage.
+        head: kind of head, see ``common.heads``.
+        hidden: width of an MLP head.
+        classes: the label names, in the order of the logits.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    backbone: str
+    backbone_digest: str
+    cut: str
+    head: str
+    hidden: int = Field(ge=1)
+    classes: tuple[str, ...] = Field(min_length=2)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the server proposes before the first round: the model and the privacy terms."""
+
+    run_id: str
+    model: ModelSpec
+    terms: PrivacyTerms
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """One round's work for one node.
+
+    Attributes:
+        offer: the run's model and privacy terms, as accepted.
+        round: 1-based.
+        head: the global head, name to float32 tensor.
+        learning_rate: of the local steps.
+        proximal_mu: weight of FedProx's pull towards the global head; 0 without.
+    """
+
+    offer: Offer
+    round: int
+    head: dict[str, Tensor]
+    learning_rate: float
+    proximal_mu: float = 0.0
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Ask a node how well a head does on its own records; its metrics policy decides."""
+
+    offer: Offer
+    head: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A node's answer to an offer that it accepts.
+
+    Attributes:
+        name: of the node.
+        declared_size: number of records, a public constant that the operator declares.
+    """
+
+    name: str
+    declared_size: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a node releases after a round: the global head after its own private steps.
+
+    Attributes:
+        head: name to float32 tensor; noise is already in it, so it may be seen by anybody.
+    """
+
+    head: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a node's metrics policy lets out."""
+
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node's answer when it does not do what it was asked."""
+
+    reason: Reason
+
+
+Reply = Hello | Update | Metrics | Refusal

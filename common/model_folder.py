@@ -1,0 +1,113 @@
+"""A trained model on disk: its head, what it stands on, and what was promised about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from common import durable
+from common.backbones.controls import load_reference
+from common.errors import BackboneMismatchError, ConfigError
+from common.grafting import Trunk
+from common.heads import build_head, load_arrays
+from common.messages import ModelSpec
+
+HEAD = "head.safetensors"
+FACTS = "model.json"
+CARD = "MODEL_CARD.md"
+BATCH = 64
+
+
+class ModelFacts(BaseModel):
+    """What ``model.json`` holds.
+
+    Attributes:
+        model: backbone, cut, head and label names.
+        features: D, the size of a feature vector.
+        privacy: the promise, as in ``result.json``; None for a model trained without one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSpec
+    features: int
+    privacy: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trunk with a trained head."""
+
+    facts: ModelFacts
+    backbone_trunk: Trunk
+    head: nn.Module
+    preprocessing: Any
+
+    @torch.inference_mode()
+    def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Probability of each class for each image, shape (N, K).
+
+        Args:
+            images: uint8, (N, H, W) or (N, H, W, C), or a sequence of images of differing sizes.
+        """
+        logits = [
+            self.head(self.backbone_trunk(self.preprocessing(images[start : start + BATCH])))
+            for start in range(0, len(images), BATCH)
+        ]
+        return torch.cat(logits).softmax(dim=1)
+
+
+def save_model(folder: Path, facts: ModelFacts, head: dict[str, Tensor], card: str) -> None:
+    """Write a model folder; ``model.json`` comes last, so that a folder with it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.write_bytes(folder / HEAD, safetensors.torch.save(head))
+    durable.write_bytes(folder / CARD, card.encode())
+    durable.write_json(folder / FACTS, facts.model_dump(mode="json"))
+
+
+def load_model(folder: Path) -> Model:
+    """Read a model folder, and the backbone it stands on.
+
+    Raises:
+        ConfigError: the folder holds no whole model, or the backbone is not at hand.
+        BackboneMismatchError: the backbone at hand is another one than the head was trained on.
+    """
+    facts = _read_facts(folder)
+    spec = facts.model
+    backbone = load_reference(spec.backbone)
+    if backbone.digest != spec.backbone_digest:
+        raise BackboneMismatchError(
+            f"the head in {folder} was trained on {spec.backbone} with digest {spec.backbone_digest}, the one that is "
+            f"installed here has {backbone.digest}; install the fedgraft release that trained the model"
+        )
+    head = build_head(spec.head, facts.features, len(spec.classes), hidden=spec.hidden)
+    try:
+        load_arrays(head, safetensors.torch.load_file(folder / HEAD))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"the head {folder / HEAD} cannot be read ({error}); copy the model folder again") from error
+    return Model(facts, Trunk(backbone, spec.cut), head.eval(), backbone.preprocessing)
+
+
+def _read_facts(folder: Path) -> ModelFacts:
+    path = folder / FACTS
+    try:
+        return ModelFacts.model_validate_json(path.read_bytes(), strict=False)
+    except OSError as error:
+        raise ConfigError(
+            f"expected a model folder with {FACTS}, found none in {folder}; give the folder `model` of a finished run"
+        ) from error
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise ConfigError(
+            f"expected the facts of a model in {path}, got a damaged file; copy the folder again"
+        ) from error

@@ -1,0 +1,180 @@
+"""Flower messages <-> our types: the one module in common that knows Flower."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from common.errors import ProtocolError
+from common.messages import (
+    EvaluateTask,
+    Hello,
+    Metrics,
+    ModelSpec,
+    Offer,
+    Reason,
+    Refusal,
+    Reply,
+    TrainTask,
+    Update,
+)
+from common.privacy.plan import PrivacyTerms
+
+Number = TypeVar("Number", int, float)
+
+ARRAYS = "arrays"  # Flower's strategies look for these names
+CONFIG = "config"
+TASK = "task"
+ROUND = "server-round"
+PROXIMAL_MU = "proximal-mu"
+HELLO_ACTION = "hello"
+QUERY_HELLO = f"query.{HELLO_ACTION}"
+
+
+class _Offer(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    run_id: str = Field(min_length=1, max_length=128)
+    model: ModelSpec
+    terms: dict[str, str | int | float]
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
+def encode_task(offer: Offer, learning_rate: float | None = None) -> ConfigRecord:
+    """Put an offer, and the learning rate of a training task, into the config record that every message carries."""
+    body = {
+        "run_id": offer.run_id,
+        "model": offer.model.model_dump(),
+        "terms": offer.terms.to_dict(),
+        "learning_rate": learning_rate,
+    }
+    return ConfigRecord({TASK: json.dumps(body)})
+
+
+def encode_head(head: Mapping[str, Tensor]) -> ArrayRecord:
+    """Put a head into an array record, float32, in the head's own order."""
+    return ArrayRecord({name: Array(value.detach().cpu().float().numpy()) for name, value in head.items()})
+
+
+def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
+    """Take a head out of an array record.
+
+    Raises:
+        ProtocolError: an array cannot be read, is not a float, or holds a value that is not finite.
+    """
+    head = {}
+    for name, array in record.items():
+        try:
+            values = array.numpy()
+        except Exception as error:
+            raise ProtocolError(f"the array {name!r} of a message cannot be read; the sender must be mended") from error
+        if values.dtype not in (np.float32, np.float64) or not np.isfinite(values).all():
+            raise ProtocolError(f"expected finite floats in the array {name!r}, got something else; stop the sender")
+        head[name] = torch.from_numpy(np.array(values, dtype=np.float32))
+    return head
+
+
+def decode_offer(message: Message) -> Offer:
+    """Read the offer that a message carries.
+
+    Raises:
+        ProtocolError: it is missing or malformed.
+        PrivacyError: its privacy terms are not a promise that can be kept.
+    """
+    return _offer(_parse(message))
+
+
+def decode_train_task(message: Message) -> TrainTask:
+    """Read a training message of the server.
+
+    Raises:
+        ProtocolError: it is malformed.
+        PrivacyError: its privacy terms are not a promise that can be kept.
+    """
+    parsed = _parse(message)
+    config = message.content.config_records[CONFIG]
+    if parsed.learning_rate is None:
+        raise ProtocolError("expected a learning rate in the training message, got none; update the server")
+    return TrainTask(
+        offer=_offer(parsed),
+        round=_number(config, ROUND, int),
+        head=decode_head(_arrays(message)),
+        learning_rate=parsed.learning_rate,
+        proximal_mu=_number(config, PROXIMAL_MU, float) if PROXIMAL_MU in config else 0.0,
+    )
+
+
+def decode_evaluate_task(message: Message) -> EvaluateTask:
+    """Read an evaluation message of the server; errors as in ``decode_train_task``."""
+    return EvaluateTask(offer=_offer(_parse(message)), head=decode_head(_arrays(message)))
+
+
+def encode_reply(reply: Reply, to: Message) -> Message:
+    """Turn what the egress gate let through into a Flower message."""
+    match reply:
+        case Hello(name=name, declared_size=size):
+            content = RecordDict({"hello": ConfigRecord({"name": name, "declared-size": size})})
+        case Update(head=head):
+            content = RecordDict({ARRAYS: encode_head(head)})
+        case Metrics(accuracy=accuracy):
+            content = RecordDict({"metrics": MetricRecord({"accuracy": accuracy})})
+        case Refusal(reason=reason):
+            content = RecordDict({"refusal": ConfigRecord({"reason": reason.value})})
+    return Message(content, reply_to=to)
+
+
+def decode_reply(message: Message) -> Reply:
+    """Read a node's reply.
+
+    Raises:
+        ProtocolError: it is none of the replies that a node may send.
+    """
+    if message.has_error():
+        return Refusal(Reason.INTERNAL)
+    content = message.content
+    try:
+        if "refusal" in content:
+            return Refusal(Reason(str(content.config_records["refusal"]["reason"])))
+        if "hello" in content:
+            hello = content.config_records["hello"]
+            return Hello(str(hello["name"]), _number(hello, "declared-size", int))
+        if "metrics" in content:
+            return Metrics(_number(content.metric_records["metrics"], "accuracy", float))
+        return Update(decode_head(content.array_records[ARRAYS]))
+    except (KeyError, ValueError) as error:
+        raise ProtocolError(
+            "expected an update, metrics, a hello or a refusal from a node, got another reply"
+        ) from error
+
+
+def _parse(message: Message) -> _Offer:
+    try:
+        text = message.content.config_records[CONFIG][TASK]
+        return _Offer.model_validate_json(str(text))
+    except (KeyError, ValidationError) as error:
+        raise ProtocolError("expected a fedgraft task in the server's message, got something else") from error
+
+
+def _offer(parsed: _Offer) -> Offer:
+    return Offer(parsed.run_id, parsed.model, PrivacyTerms.from_dict(parsed.terms))
+
+
+def _arrays(message: Message) -> ArrayRecord:
+    try:
+        return message.content.array_records[ARRAYS]
+    except KeyError:
+        raise ProtocolError("expected a head in the server's message, got none; update the server") from None
+
+
+def _number(record: Mapping[str, object], key: str, kind: type[Number]) -> Number:
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ProtocolError(f"expected a finite number as {key!r} of a message, got {type(value).__name__}")
+    return kind(value)

@@ -1,0 +1,135 @@
+"""Aggregation by Flower's own strategies, with weights that are public constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import wire
+from common.errors import ConfigError
+
+WEIGHT = "weight"
+
+_STRATEGIES: dict[str, type[FedAvg]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedprox": FedProx,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedadagrad": FedAdagrad,
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "krum": Krum,
+    "multikrum": MultiKrum,
+    "bulyan": Bulyan,
+}
+_STATE = ("m_t", "v_t", "momentum_vector")  # what Flower's strategies carry from one round to the next
+
+
+def build_strategy(
+    name: str,
+    *,
+    server_learning_rate: float | None = None,
+    server_momentum: float | None = None,
+    proximal_mu: float | None = None,
+) -> FedAvg:
+    """Make a Flower strategy that trains on every node it is shown.
+
+    Args:
+        name: key of the strategy, as ``federation.strategy`` names it.
+        server_learning_rate: of FedAvgM, FedAdam, FedYogi and FedAdagrad; None takes Flower's default.
+        server_momentum: of FedAvgM (default 0.9 here), beta_1 of FedAdam and FedYogi.
+        proximal_mu: of FedProx, required there.
+
+    Raises:
+        ConfigError: an option that the strategy does not have, or an unknown strategy.
+    """
+    if name not in _STRATEGIES:
+        raise ConfigError(f"federation.strategy must be one of {', '.join(_STRATEGIES)}, got {name!r}; choose one")
+    names = _OPTIONS.get(name, {})
+    given = {
+        "server_learning_rate": server_learning_rate,
+        "server_momentum": server_momentum,
+        "proximal_mu": proximal_mu,
+    }
+    options = {names[key]: value for key, value in given.items() if value is not None and key in names}
+    for key, value in given.items():
+        if value is not None and key not in names:
+            raise ConfigError(f"federation.{key} is no option of the strategy {name!r}; leave it out")
+    everybody = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1, "weighted_by_key": WEIGHT}
+    arguments: dict[str, Any] = {**everybody, **_DEFAULTS.get(name, {}), **options}
+    return _STRATEGIES[name](**arguments)
+
+
+_OPTIONS: dict[str, dict[str, str]] = {
+    "fedavgm": {"server_learning_rate": "server_learning_rate", "server_momentum": "server_momentum"},
+    "fedprox": {"proximal_mu": "proximal_mu"},
+    "fedadam": {"server_learning_rate": "eta", "server_momentum": "beta_1"},
+    "fedyogi": {"server_learning_rate": "eta", "server_momentum": "beta_1"},
+    "fedadagrad": {"server_learning_rate": "eta"},
+}
+_DEFAULTS: dict[str, dict[str, float]] = {"fedavgm": {"server_momentum": 0.9}}
+
+
+def aggregate(
+    strategy: FedAvg, round_: int, replies: Iterable[Message], weights: Mapping[int, float]
+) -> dict[str, Tensor] | None:
+    """Combine the nodes' heads into the next global head.
+
+    Args:
+        strategy: as it configured this round.
+        round_: 1-based.
+        replies: updates, in an order that does not depend on who answered first.
+        weights: node id to a public constant, never something the node measured.
+
+    Returns:
+        Name to float32 tensor; None when the strategy makes nothing of so few replies.
+    """
+    weighted = [_with_weight(reply, weights[reply.metadata.src_node_id]) for reply in replies]
+    arrays, _ = strategy.aggregate_train(round_, weighted)
+    return None if arrays is None else wire.decode_head(arrays)
+
+
+def strategy_state(strategy: FedAvg) -> dict[str, NDArray[np.floating[Any]]]:
+    """What the strategy must not forget between rounds, flat: ``m_t/<array>`` or ``momentum_vector/<position>``."""
+    state = {}
+    for attribute in _STATE:
+        value = getattr(strategy, attribute, None)
+        items = value.items() if isinstance(value, dict) else enumerate(value or [])
+        state.update({f"{attribute}/{key}": np.asarray(array) for key, array in items})
+    return state
+
+
+def restore_strategy(strategy: FedAvg, state: Mapping[str, NDArray[np.floating[Any]]]) -> None:
+    """Give a new strategy the memory that ``strategy_state`` took from an old one."""
+    found: dict[str, dict[str, NDArray[np.floating[Any]]]] = {}
+    for key, array in state.items():
+        attribute, _, name = key.partition("/")
+        found.setdefault(attribute, {})[name] = array
+    for attribute, arrays in found.items():
+        in_order = [arrays[str(index)] for index in range(len(arrays))] if attribute == "momentum_vector" else arrays
+        setattr(strategy, attribute, in_order)
+
+
+def _with_weight(reply: Message, weight: float) -> Message:
+    arrays: ArrayRecord = reply.content.array_records[wire.ARRAYS]
+    reply.content = RecordDict({wire.ARRAYS: arrays, "metrics": MetricRecord({WEIGHT: weight})})
+    return reply

@@ -1,0 +1,58 @@
+"""The Flower ServerApp: read the configuration, run the rounds. It decides nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common import durable
+from common.config import RunConfig, from_flat
+from common.errors import FederationError
+from common.messages import EvaluateTask
+from server.aggregation import build_strategy
+from server.checkpoints import RunStore
+from server.coordinator import propose
+from server.link import Link
+from server.rounds import run_rounds
+from server.run_folder import FAILURE, run_folder, run_identity
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation in its run folder, or continue it there."""
+    folder = run_folder(context)
+    try:
+        run(from_flat(context.run_config), grid, folder)
+    except FederationError as error:
+        durable.write_json(folder / FAILURE, {"kind": type(error).__name__, "message": str(error)})
+        raise
+
+
+def run(config: RunConfig, grid: Grid, folder: Path) -> None:
+    """Run, or continue, the federation that a configuration describes.
+
+    Args:
+        config: of the run.
+        grid: Flower's link to the nodes.
+        folder: the run folder; exists.
+
+    Raises:
+        FederationError: as the parts raise it; what was saved stays.
+    """
+    proposal = propose(config, run_identity(folder))
+    federation = config.federation
+    strategy = build_strategy(
+        federation.strategy,
+        server_learning_rate=federation.server_learning_rate,
+        server_momentum=federation.server_momentum,
+        proximal_mu=federation.proximal_mu,
+    )
+    link, store = Link(grid), RunStore(folder, proposal.plan.offer.run_id)
+    final = run_rounds(proposal.plan, link, strategy, store, proposal.start, proposal.evaluate)
+    if config.evaluation.node_metrics == "exact":
+        accuracies = link.accuracies(EvaluateTask(proposal.plan.offer, final.head))
+        durable.write_json(folder / "node_metrics.json", accuracies)

@@ -1,0 +1,150 @@
+"""What a run leaves on disk, so that it can be killed at any moment and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import durable
+from common.errors import ConfigError
+
+KEEP = 3  # checkpoints; older ones are deleted once a newer one is safe
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after a round.
+
+    Attributes:
+        round: rounds completed; 0 is the start.
+        head: the global head.
+        strategy: what the strategy carries over, see ``server.aggregation.strategy_state``.
+        participation: node name to number of rounds it released an update in.
+        line: that round's line of ``rounds.jsonl``; empty at round 0.
+    """
+
+    round: int
+    head: dict[str, Tensor]
+    strategy: Mapping[str, NDArray[np.floating[Any]]]
+    participation: Mapping[str, int]
+    line: Line
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """Checkpoints and the round log of one run.
+
+    Attributes:
+        folder: the run folder.
+        run_id: of this run, ours, the same after a resume.
+    """
+
+    folder: Path
+    run_id: str
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and, once it is safe, its line in the round log.
+
+        Raises:
+            ConfigError: the disk is full; the checkpoint before it stays.
+        """
+        tensors = {f"head/{name}": value.numpy() for name, value in checkpoint.head.items()}
+        tensors |= {f"strategy/{name}": np.asarray(value) for name, value in checkpoint.strategy.items()}
+        facts = {
+            "run_id": self.run_id,
+            "round": checkpoint.round,
+            "participation": dict(checkpoint.participation),
+            "line": checkpoint.line,
+            "order": list(checkpoint.head),
+        }
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        blob = safetensors.numpy.save(tensors, metadata={"fedgraft": json.dumps(facts)})
+        durable.write_bytes(self._checkpoints / f"round-{checkpoint.round:06d}.safetensors", blob)
+        _append(self.log, checkpoint.line)
+        for old in self._saved()[:-KEEP]:
+            old.unlink(missing_ok=True)
+
+    def latest(self) -> Checkpoint | None:
+        """Read the newest checkpoint and bring the round log into line with it; None when there is none.
+
+        Raises:
+            ConfigError: the newest checkpoint is damaged or belongs to another run.
+        """
+        saved = self._saved()
+        if not saved:
+            return None
+        checkpoint = self._read(saved[-1])
+        lines = [line for line in read_lines(self.log) if line["round"] < checkpoint.round]
+        if checkpoint.line:
+            lines.append(checkpoint.line)
+        durable.write_bytes(self.log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        return checkpoint
+
+    @property
+    def log(self) -> Path:
+        """The round log, one JSON object a line."""
+        return self.folder / "rounds.jsonl"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _saved(self) -> list[Path]:
+        return sorted(self._checkpoints.glob("round-*.safetensors"))
+
+    def _read(self, path: Path) -> Checkpoint:
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                facts = json.loads(file.metadata()["fedgraft"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise ConfigError(
+                f"the checkpoint {path} is damaged ({error}); restore the run folder from a backup, or run again"
+            ) from error
+        if facts["run_id"] != self.run_id:
+            raise ConfigError(f"the checkpoint {path} belongs to another run; resume in the folder of its own run")
+        return Checkpoint(
+            round=facts["round"],
+            head={name: torch.from_numpy(tensors[f"head/{name}"]) for name in facts["order"]},
+            strategy={n.removeprefix("strategy/"): v for n, v in tensors.items() if n.startswith("strategy/")},
+            participation=facts["participation"],
+            line=facts["line"],
+        )
+
+
+def read_lines(log: Path) -> list[Line]:
+    """The whole lines of a round log; one that a crash cut short is left out."""
+    if not log.exists():
+        return []
+    lines = []
+    for text in log.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _append(log: Path, line: Line) -> None:
+    if not line:
+        return
+    try:
+        with log.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"could not write {log}: {error.strerror}; free some space, then resume the run") from error

@@ -1,0 +1,134 @@
+"""From a configuration to what the server proposes: model, privacy terms, first head, held-out records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.backbones.backbone import Backbone
+from common.config import RunConfig
+from common.data.federation import Federation, assemble, source_features
+from common.errors import PrivacyError
+from common.features import as_tensor, cached_backbone
+from common.grafting import cut_point, threads
+from common.heads import build_head, head_arrays, load_arrays
+from common.messages import ModelSpec, Offer
+from common.privacy.accountant import noise_multiplier_for
+from common.privacy.plan import PrivacyTerms
+from common.tasks import Scores, score_classification
+from server.defaults import default_clipping_norm, default_learning_rate
+from server.rounds import RoundPlan
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Everything a run is started with.
+
+    Attributes:
+        plan: public constants of the rounds.
+        start: the head before the first round.
+        evaluate: scores a head on the held-out records.
+    """
+
+    plan: RoundPlan
+    start: dict[str, Tensor]
+    evaluate: Callable[[dict[str, Tensor]], Scores]
+
+
+def propose(config: RunConfig, run_id: str) -> Proposal:
+    """Work out what a run will do.
+
+    Args:
+        config: of the run.
+        run_id: ours, the same after a resume.
+
+    Raises:
+        ConfigError: data, backbone or cut are not usable.
+        PrivacyError: the privacy section asks for a promise that cannot be kept.
+    """
+    federation = assemble(config)
+    check_unit(config, federation)
+    backbone = cached_backbone(config.model.backbone)
+    model = model_spec(config, backbone, federation.data.classes)
+    features = source_features(federation, model.backbone, model.cut)
+    dimension = features.shape[1]
+    test = as_tensor(features, federation.test)
+    targets = torch.from_numpy(federation.data.labels[federation.test])
+    start = build_head(model.head, dimension, len(model.classes), hidden=model.hidden, seed=config.federation.seed or 0)
+    terms = privacy_terms(config, dimension)
+    plan = RoundPlan(
+        offer=Offer(run_id, model, terms),
+        learning_rate=learning_rate(config, terms, dimension),
+        cohort=config.federation.cohort,
+        seed=config.federation.seed,
+        weighting=config.federation.weighting,
+        evaluate_every=config.evaluation.every,
+    )
+
+    def evaluate(head: dict[str, Tensor]) -> Scores:
+        with threads(1):
+            module = build_head(model.head, dimension, len(model.classes), hidden=model.hidden)
+            load_arrays(module, head)
+            return score_classification(module, test, targets, len(model.classes))
+
+    return Proposal(plan, head_arrays(start), evaluate)
+
+
+def model_spec(config: RunConfig, backbone: Backbone, classes: tuple[str, ...]) -> ModelSpec:
+    """The model section with everything filled in."""
+    return ModelSpec(
+        backbone=config.model.backbone,
+        backbone_digest=backbone.digest,
+        cut=cut_point(backbone, config.model.cut),
+        head=config.model.head,
+        hidden=config.model.hidden,
+        classes=classes,
+    )
+
+
+def privacy_terms(config: RunConfig, features: int) -> PrivacyTerms:
+    """The privacy section as terms, with the least noise that keeps epsilon after the last step.
+
+    Args:
+        config: of the run.
+        features: D, which a default clipping norm depends on.
+
+    Raises:
+        PrivacyError: the section asks for what cannot be promised.
+    """
+    privacy, steps = config.privacy, config.federation.rounds * config.training.local_steps
+    clipping_norm = privacy.clipping_norm
+    return PrivacyTerms(
+        unit=privacy.unit,
+        trust=privacy.trust,
+        sampling_rate=privacy.sampling_rate,
+        rounds=config.federation.rounds,
+        steps_per_round=config.training.local_steps,
+        clipping_norm=default_clipping_norm(features) if clipping_norm == "auto" else float(clipping_norm),
+        noise_multiplier=noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps),
+        delta=privacy.delta,
+    )
+
+
+def learning_rate(config: RunConfig, terms: PrivacyTerms, features: int) -> float:
+    """The configured learning rate, or the default for these terms."""
+    if config.training.learning_rate != "auto":
+        return float(config.training.learning_rate)
+    return default_learning_rate(features, terms.clipping_norm, terms.noise_multiplier)
+
+
+def check_unit(config: RunConfig, federation: Federation) -> None:
+    """A data set that names patients must say which unit is meant.
+
+    Raises:
+        PrivacyError: unit "record" on data with a patient column, without acknowledgement.
+    """
+    names_patients, acknowledged = federation.data.patient is not None, config.privacy.acknowledge_record_unit
+    if names_patients and config.privacy.unit == "record" and not acknowledged:
+        raise PrivacyError(
+            'the data name patients, and privacy.unit = "record" protects one record of a patient only; set '
+            "privacy.acknowledge_record_unit = true if that is what you mean"
+        )

@@ -1,0 +1,168 @@
+"""The link to the nodes: Flower's grid, spoken to by node name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from torch import Tensor
+
+from common import wire
+from common.errors import ProtocolError
+from common.messages import EvaluateTask, Hello, Metrics, Offer, Reason, Refusal, Reply, Update
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that accepted the offer.
+
+    Attributes:
+        name: of the node.
+        node_id: Flower's id of it, another one in every run.
+        declared_size: public number of records.
+    """
+
+    name: str
+    node_id: int
+    declared_size: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The replies of a round.
+
+    Attributes:
+        updates: the messages that hold an update, by node name.
+        failed: node name to the reason why there is none.
+    """
+
+    updates: Mapping[str, Message]
+    failed: Mapping[str, str]
+
+
+@dataclass
+class Link:
+    """Who takes part, and what is sent to them.
+
+    Attributes:
+        grid: Flower's.
+        members: by node name, in name order; filled by ``offer``.
+        refused: node name or id to the reason of its refusal.
+    """
+
+    grid: Grid
+    members: dict[str, Member] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def offer(self, offer: Offer) -> None:
+        """Offer model and privacy terms to every node, and remember who accepts.
+
+        Raises:
+            ProtocolError: two nodes have one name.
+        """
+        content = RecordDict({wire.CONFIG: wire.encode_task(offer)})
+        found = []
+        for node_id, reply in self._ask(self.grid.get_node_ids(), content, wire.QUERY_HELLO).items():
+            if isinstance(reply, Hello) and reply.declared_size > 0 and reply.name:
+                found.append(Member(reply.name, node_id, reply.declared_size))
+            else:
+                self.refused[str(node_id)] = _reason(reply)
+        names = [member.name for member in found]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ProtocolError(f"expected every node to have its own name, got {', '.join(twice)} twice; rename one")
+        self.members = {member.name: member for member in sorted(found, key=lambda member: member.name)}
+
+    def collect(self, messages: Iterable[Message], head: Mapping[str, Tensor]) -> Answers:
+        """Send training messages and sort the replies by node name, so that no result depends on who was first.
+
+        An update that is not shaped as ``head`` is dropped, its node counted as failed.
+        """
+        name_of = {member.node_id: name for name, member in self.members.items()}
+        updates: dict[str, Message] = {}
+        asked = list(messages)
+        failed = {name_of[message.metadata.dst_node_id]: "no reply" for message in asked}
+        for message in self.grid.send_and_receive(asked):
+            name = name_of[message.metadata.src_node_id]
+            reply = _decode(message)
+            if isinstance(reply, Update) and _shapes(reply.head) == _shapes(head):
+                updates[name] = message
+                del failed[name]
+            else:
+                failed[name] = _reason(reply)
+        return Answers(dict(sorted(updates.items())), dict(sorted(failed.items())))
+
+    def accuracies(self, task: EvaluateTask) -> dict[str, float]:
+        """Ask every member how well a head does on its own records; those whose policy forbids it are left out."""
+        content = RecordDict({wire.CONFIG: wire.encode_task(task.offer), wire.ARRAYS: wire.encode_head(task.head)})
+        ids = {member.node_id: name for name, member in self.members.items()}
+        replies = self._ask(ids, content, "evaluate")
+        scores = {ids[node]: reply.accuracy for node, reply in replies.items() if isinstance(reply, Metrics)}
+        return dict(sorted(scores.items()))
+
+    def _ask(self, node_ids: Iterable[int], content: RecordDict, kind: str) -> dict[int, Reply]:
+        messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in node_ids]
+        return {message.metadata.src_node_id: _decode(message) for message in self.grid.send_and_receive(messages)}
+
+
+class CohortView(Grid):
+    """A grid that shows a strategy the chosen cohort only, since Flower samples with the global random generator."""
+
+    def __init__(self, grid: Grid, node_ids: Iterable[int]) -> None:
+        """See ``node_ids`` of ``grid`` and nothing else."""
+        self._grid = grid
+        self._node_ids = list(node_ids)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Ids of the cohort."""
+        return self._node_ids
+
+    def set_run(self, run: Run) -> None:
+        """Pass on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the grid."""
+        return self._grid.run
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """The cohort."""
+        return (NodeInfo(node_id=node_id) for node_id in self._node_ids)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Pass on."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass on."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pass on."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Pass on."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+def _decode(message: Message) -> Reply:
+    try:
+        return wire.decode_reply(message)
+    except ProtocolError:
+        return Refusal(Reason.PROTOCOL)
+
+
+def _reason(reply: Reply) -> str:
+    return reply.reason.value if isinstance(reply, Refusal) else Reason.PROTOCOL.value
+
+
+def _shapes(head: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in head.items()}

@@ -1,0 +1,160 @@
+"""The rounds of a federation: choose a cohort, send the head, collect updates, aggregate, evaluate, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor
+
+from common import wire
+from common.errors import PrivacyError, ProtocolError
+from common.messages import Offer, Reason
+from common.privacy.accountant import epsilon_by_round
+from common.tasks import Scores
+from server.aggregation import aggregate, restore_strategy, strategy_state
+from server.checkpoints import Checkpoint, Line, RunStore
+from server.link import Answers, CohortView, Link, Member
+
+Evaluate = Callable[[dict[str, Tensor]], Scores]
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What stays the same over all rounds of a run.
+
+    Attributes:
+        offer: model and privacy terms.
+        learning_rate: of the nodes' local steps.
+        cohort: nodes a round; None is all of them.
+        seed: of the choice of cohorts; public. None draws one afresh for each round.
+        weighting: ``"equal"`` or ``"declared"`` (by the nodes' declared sizes).
+        evaluate_every: the head is evaluated after every so many rounds, and after the last.
+    """
+
+    offer: Offer
+    learning_rate: float
+    cohort: int | None
+    seed: int | None
+    weighting: str
+    evaluate_every: int
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole run."""
+        return self.offer.terms.rounds
+
+
+def run_rounds(
+    plan: RoundPlan, link: Link, strategy: FedAvg, store: RunStore, start: dict[str, Tensor], evaluate: Evaluate
+) -> Checkpoint:
+    """Run, or continue, a federation to its last round.
+
+    Args:
+        plan: public constants of the run.
+        link: to the nodes.
+        strategy: Flower's, fresh; its memory is restored from the checkpoint.
+        store: where checkpoints are read and written.
+        start: the head before the first round.
+        evaluate: scores a head on the server's own held-out records.
+
+    Returns:
+        The state after the last round.
+
+    Raises:
+        ProtocolError: no node accepted the offer, or none released an update in a round.
+        PrivacyError: every node refused for the sake of privacy.
+        ConfigError: a checkpoint could not be read or written.
+    """
+    state = store.latest() or Checkpoint(0, start, {}, {}, {})
+    restore_strategy(strategy, state.strategy)
+    link.offer(plan.offer)
+    _check_members(link, plan)
+    while state.round < plan.rounds:
+        state = run_round(state, plan, link, strategy, evaluate)
+        store.save(state)
+    return state
+
+
+def run_round(state: Checkpoint, plan: RoundPlan, link: Link, strategy: FedAvg, evaluate: Evaluate) -> Checkpoint:
+    """One round: the state before it, and the state after it.
+
+    Raises:
+        ProtocolError: no node released an update.
+        PrivacyError: every node refused for the sake of privacy.
+    """
+    began, round_ = time.perf_counter(), state.round + 1
+    cohort = choose_cohort(link.members, plan.cohort, plan.seed, round_)
+    view = CohortView(link.grid, [member.node_id for member in cohort])
+    config = wire.encode_task(plan.offer, plan.learning_rate)
+    messages = strategy.configure_train(round_, wire.encode_head(state.head), config, view)
+    answers = link.collect(messages, state.head)
+    weights = {member.node_id: _weight(member, plan.weighting) for member in cohort}
+    head = aggregate(strategy, round_, answers.updates.values(), weights)
+    if head is None:
+        raise _nobody(answers.failed, round_)
+    participation = {**state.participation, **{name: state.participation.get(name, 0) + 1 for name in answers.updates}}
+    scores = evaluate(head) if round_ % plan.evaluate_every == 0 or round_ == plan.rounds else None
+    line = _line(round_, scores, answers, participation, plan, state.head) | {"seconds": time.perf_counter() - began}
+    return Checkpoint(round_, head, strategy_state(strategy), participation, line)
+
+
+def choose_cohort(members: Mapping[str, Member], size: int | None, seed: int | None, round_: int) -> list[Member]:
+    """Choose the nodes of a round, by name, so that the choice survives a resume and another engine.
+
+    The choice is the server's, who sees every update: it amplifies no privacy, and none is claimed.
+    """
+    names = sorted(members)
+    if size is None or size >= len(names):
+        return [members[name] for name in names]
+    generator = np.random.default_rng(None if seed is None else [seed, round_])
+    chosen = generator.choice(len(names), size=size, replace=False)
+    return [members[names[index]] for index in sorted(chosen)]
+
+
+def _check_members(link: Link, plan: RoundPlan) -> None:
+    if not link.members:
+        raise _nobody(link.refused, 0)
+    if plan.cohort is not None and plan.cohort > len(link.members):
+        raise ProtocolError(
+            f"expected at least {plan.cohort} nodes (federation.cohort), only {len(link.members)} accepted the offer; "
+            "lower federation.cohort or see the nodes' logs"
+        )
+
+
+def _weight(member: Member, weighting: str) -> float:
+    return float(member.declared_size) if weighting == "declared" else 1.0
+
+
+def _line(
+    round_: int,
+    scores: Scores | None,
+    answers: Answers,
+    participation: Mapping[str, int],
+    plan: RoundPlan,
+    head: Mapping[str, Tensor],
+) -> Line:
+    head_bytes = sum(value.numel() * value.element_size() for value in head.values())
+    asked = len(answers.updates) + len(answers.failed)
+    return {
+        "round": round_,
+        "accuracy": None if scores is None else scores.accuracy,
+        "loss": None if scores is None else scores.loss,
+        "epsilon": epsilon_by_round(plan.offer.terms)[max(participation.values())],
+        "nodes": len(answers.updates),
+        "failed": dict(answers.failed),
+        "bytes_down": head_bytes * asked,
+        "bytes_up": head_bytes * len(answers.updates),
+    }
+
+
+def _nobody(failed: Mapping[str, str], round_: int) -> ProtocolError | PrivacyError:
+    reasons = sorted(set(failed.values()))
+    said = ", ".join(f"{reason} ({list(failed.values()).count(reason)} nodes)" for reason in reasons) or "no node"
+    wanted = f"updates in round {round_}" if round_ else "nodes that accept the offer"
+    text = f"expected {wanted}, got: {said}; the nodes' own logs say why"
+    private = reasons and set(reasons) <= {Reason.BUDGET.value, Reason.POLICY.value}
+    return PrivacyError(text) if private else ProtocolError(text)

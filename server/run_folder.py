@@ -1,0 +1,44 @@
+"""The run folder: which run lives in it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+from flwr.app import Context
+
+from common import durable, places
+from common.errors import ConfigError
+
+FAILURE = "failure.json"
+IDENTITY = "run.json"
+
+
+def run_folder(context: Context) -> Path:
+    """Where a ServerApp keeps its run: told by the process around it, never by a message.
+
+    Args:
+        context: of the ServerApp; an in-process engine names the folder in its ``node_config``.
+    """
+    own = context.node_config.get("run-folder")
+    folder = Path(str(own)) if own else places.run_folder(context.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def run_identity(folder: Path) -> str:
+    """Our own id of the run in a folder, made on first use; Flower's changes when a run is resumed.
+
+    Raises:
+        ConfigError: the file that holds it is damaged.
+    """
+    path = folder / IDENTITY
+    if not path.exists():
+        durable.write_json(path, {"run_id": uuid.uuid4().hex})
+    try:
+        return str(json.loads(path.read_text())["run_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"expected the id of a run in {path}, got a damaged file; restore it from a backup"
+        ) from error

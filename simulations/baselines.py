@@ -1,0 +1,162 @@
+"""Baselines: the worlds that a federation is compared with, on the same records, rounds and held-out test.
+
+Each private world is a federation of its own, run by the real apps in process, with ledgers of its own: it says what
+would have been, and charges nothing to the nodes of the run. The world without privacy never touches the node's code,
+which knows no training without noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.config import RunConfig
+from common.data.federation import assemble
+from common.features import as_tensor
+from common.grafting import threads
+from common.heads import build_head, head_arrays, load_arrays
+from common.tasks import Scores, classification_loss
+from server.checkpoints import RunStore
+from server.coordinator import propose
+from server.run_folder import run_identity
+from simulations.engine import run_in_process
+from simulations.preflight import Preflight
+
+RAW_PIXELS = 32  # side of the largest image that is taken as it is
+NO_DP_LEARNING_RATE = 1.0
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class World:
+    """The outcome of one baseline.
+
+    Attributes:
+        accuracy: on the held-out records; the mean over nodes where each trains alone.
+        recalls: per node, or once as ``"all"``: recall of each class, shape (K,).
+    """
+
+    accuracy: float
+    recalls: Mapping[str, Tensor]
+
+
+def run_baselines(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> dict[str, World]:
+    """Run the baselines that the configuration names.
+
+    Args:
+        config: of the run.
+        preflight: of the run.
+        folder: where the worlds keep their files; emptied by the caller.
+        progress: called with (name, federations done, federations to do).
+
+    Raises:
+        FederationError: as the federation itself raises it.
+    """
+    worlds = {}
+    for name in config.evaluation.baseline_names:
+        worlds[name] = _WORLDS[name](config, preflight, folder / name, progress)
+    return worlds
+
+
+def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
+    return _one_federation(_with(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}), folder)
+
+
+def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
+    reference = f"{config.model.backbone}@random-{config.federation.seed or 0}"
+    return _one_federation(_with(config, model={"backbone": reference}), folder)
+
+
+def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
+    side = max(max(image.shape[:2]) for image in preflight.federation.data.images[:64])
+    return _one_federation(_with(config, model={"backbone": f"pixels/{min(side, RAW_PIXELS)}", "cut": None}), folder)
+
+
+def _local(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
+    alone = _with(config, federation={"cohort": None})
+    names = preflight.federation.names
+    scores = {}
+    for partition, name in enumerate(names):
+        scores[name] = _scores(alone, folder / name, [partition])
+        progress("local_mean", partition + 1, len(names))
+    accuracy = float(np.mean([score.accuracy for score in scores.values()]))
+    return World(accuracy, {name: score.class_recall for name, score in scores.items()})
+
+
+def _no_dp(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
+    scores = preflight.proposal.evaluate(train_without_privacy(config, preflight))
+    return World(scores.accuracy, {"all": scores.class_recall})
+
+
+def train_without_privacy(config: RunConfig, preflight: Preflight) -> dict[str, Tensor]:
+    """FedAvg as the federation runs it, with neither clipping nor noise (McMahan et al. 2017, arXiv:1602.05629).
+
+    Every node takes part in every round with all of its records.
+    """
+    plan, data = preflight.proposal.plan, preflight.federation.data
+    dimension = int(preflight.features.shape[1])
+    model = plan.offer.model
+    head = build_head(model.head, dimension, len(model.classes), hidden=model.hidden)
+    shares = [
+        (as_tensor(preflight.features, share), torch.from_numpy(data.labels[share]))
+        for share in preflight.federation.shares.values()
+    ]
+    sizes = torch.tensor([len(targets) for _, targets in shares], dtype=torch.float32)
+    weights = sizes / sizes.sum() if plan.weighting == "declared" else torch.full_like(sizes, 1 / len(sizes))
+    arrays = preflight.proposal.start
+    with threads(1):
+        for _ in range(plan.rounds):
+            trained = [_descend(head, arrays, share, plan.offer.terms.steps_per_round) for share in shares]
+            arrays = {
+                name: sum((w * t[name] for w, t in zip(weights, trained, strict=True)), torch.zeros(()))
+                for name in arrays
+            }
+    return arrays
+
+
+def _descend(
+    head: nn.Module, start: Mapping[str, Tensor], share: tuple[Tensor, Tensor], steps: int
+) -> dict[str, Tensor]:
+    load_arrays(head, start)
+    features, targets = share
+    for _ in range(steps):
+        loss = classification_loss(head(features), targets).mean()
+        for value, gradient in zip(head.parameters(), torch.autograd.grad(loss, list(head.parameters())), strict=True):
+            value.data -= NO_DP_LEARNING_RATE * gradient
+    return head_arrays(head)
+
+
+def _one_federation(config: RunConfig, folder: Path) -> World:
+    partitions = range(len(assemble(config).shares))
+    scores = _scores(config, folder, list(partitions))
+    return World(scores.accuracy, {"all": scores.class_recall})
+
+
+def _scores(config: RunConfig, folder: Path, partitions: list[int]) -> Scores:
+    folder.mkdir(parents=True)
+    run_in_process(config, folder, partitions)
+    final = RunStore(folder, run_identity(folder)).latest()
+    assert final is not None
+    return propose(config, run_identity(folder)).evaluate(final.head)
+
+
+def _with(config: RunConfig, **sections: Mapping[str, object]) -> RunConfig:
+    quiet = {"evaluation": {"baselines": "none", "node_metrics": "none", "every": config.federation.rounds}}
+    changes = {**quiet, **{name: dict(values) for name, values in sections.items()}}
+    tree = config.model_dump()
+    return RunConfig.model_validate({name: {**tree[name], **changes.get(name, {})} for name in tree})
+
+
+_WORLDS: dict[str, Callable[[RunConfig, Preflight, Path, Progress], World]] = {
+    "pooled": _pooled,
+    "local_mean": _local,
+    "no_dp": _no_dp,
+    "no_transfer": _no_transfer,
+    "raw_pixels": _raw_pixels,
+}

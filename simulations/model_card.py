@@ -1,0 +1,41 @@
+"""The model card: what a trained head is, how good it is, and what was promised to the people in its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(result: dict[str, Any]) -> str:
+    """Write the card of a run's model, Markdown.
+
+    Args:
+        result: of the run, as in ``result.json``.
+    """
+    privacy, backbone, data = result["privacy"], result["backbone"], result["data"]
+    worst = max(privacy["epsilon_per_node"].values())
+    guarantee = (
+        "This is a guarantee: sampling and noise came from the operating system's generator."
+        if privacy["epsilon_is_guarantee"]
+        else "**No guarantee: seeded.** Sampling and noise came from a seed, so the epsilon is nominal: whoever knows "
+        "the seed can subtract the noise. Train without a seed before real data are involved."
+    )
+    return f"""# Model card
+
+A {result["head"]} head on the frozen backbone `{backbone["name"]}`, cut after `{backbone["cut"]}`
+({backbone["features"]} features), trained by {result["nodes"]} nodes in {result["rounds"]} rounds.
+
+- Classes: {", ".join(data["classes"])}
+- Data: {data["source"]} ({data["train"]} training records, partition {data["partition"]})
+- Accuracy on {data["test"]} held-out records: {result["accuracy"]["federated"]:.4f}
+
+## Privacy
+
+Epsilon {worst:.3f} at delta {privacy["delta"]:g} for each node, unit: one {privacy["unit"]}, trust model:
+{privacy["trust"]}, accountant: {privacy["accountant"]}; noise multiplier {privacy["noise_multiplier"]:.4g}, clipping
+norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}, {privacy["steps"]} steps.
+
+{guarantee}
+
+The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and is licensed under
+{backbone["licence"]}; its digest is `{backbone["digest"]}`.
+"""

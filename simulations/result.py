@@ -1,0 +1,207 @@
+"""The result of a run, put together from what it left on disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.home import open_simulated_ledger
+from common.config import BASELINES, RunConfig
+from common.data.federation import Federation
+from common.features import cached_backbone
+from common.tasks import Scores
+from server.checkpoints import Checkpoint, Line
+from simulations.baselines import World
+from simulations.preflight import Preflight
+
+Result = dict[str, Any]
+_VERSIONS = ("fedgraft", "flwr", "torch", "opacus", "dp-accounting", "numpy")
+
+
+def build_result(
+    config: RunConfig,
+    preflight: Preflight,
+    final: Checkpoint,
+    lines: list[Line],
+    worlds: Mapping[str, World],
+    folder: Path,
+    engine: str,
+) -> Result:
+    """Put ``result.json`` together.
+
+    Args:
+        config: of the run.
+        preflight: of the run.
+        final: the state after the last round.
+        lines: the round log.
+        worlds: baselines by name.
+        folder: the run folder, with the nodes' ledgers.
+        engine: that played the run.
+
+    Returns:
+        JSON values; what was not computed is None.
+    """
+    scores = preflight.proposal.evaluate(final.head)
+    plan = preflight.proposal.plan
+    backbone = cached_backbone(config.model.backbone)
+    federation = preflight.federation
+    return {
+        "accuracy": {"federated": scores.accuracy, **{name: _accuracy(worlds, name) for name in BASELINES}},
+        "accuracy_std": None,
+        "metrics": {"loss": scores.loss, "balanced_accuracy": scores.balanced_accuracy},
+        "privacy": _privacy(config, preflight, folder),
+        "bytes": _bytes(lines, len(federation.shares)),
+        "timing_s": _timing(lines, preflight.seconds),
+        "rounds": plan.rounds,
+        "nodes": len(federation.shares),
+        "node_names": list(federation.names),
+        "seed": config.federation.seed,
+        "seeds": [config.federation.seed],
+        "versions": {**{name: _version(name) for name in _VERSIONS}, "python": platform.python_version()},
+        "partition": partition_table(federation),
+        "node_accuracy": _node_accuracy(federation, scores, worlds.get("local_mean")),
+        "open_reservations": _open_reservations(config, federation, folder),
+        "chance": _chance(federation),
+        "confidential": config.data.source != "digits",
+        "learning_rate": plan.learning_rate,
+        "backbone": {
+            "name": backbone.name,
+            "digest": backbone.digest,
+            "cut": plan.offer.model.cut,
+            "features": int(preflight.features.shape[1]),
+            "licence": backbone.licence,
+            "trained_on": backbone.trained_on,
+        },
+        "head": config.model.head,
+        "engine": engine,
+        "data": {
+            "source": config.data.source,
+            "classes": list(federation.data.classes),
+            "train": int(sum(len(share) for share in federation.shares.values())),
+            "test": len(federation.test),
+            "partition": config.data.partition,
+        },
+        "confusion": scores.confusion.tolist(),
+    }
+
+
+def mean_result(results: list[Result]) -> Result:
+    """One result for several seeds: means, with the standard deviation of each accuracy beside them."""
+    first = results[0]
+    accuracies = {name: [result["accuracy"][name] for result in results] for name in first["accuracy"]}
+    epsilons = [result["privacy"]["epsilon_per_node"] for result in results]
+    worst = {name: max(epsilon.get(name, 0.0) for epsilon in epsilons) for name in epsilons[0]}
+    return {
+        **first,
+        "accuracy": {name: _mean(values) for name, values in accuracies.items()},
+        "accuracy_std": {name: _std(values) for name, values in accuracies.items()},
+        "metrics": {name: _mean([result["metrics"][name] for result in results]) for name in first["metrics"]},
+        "privacy": {**first["privacy"], "epsilon_per_node": worst},
+        "seeds": [result["seed"] for result in results],
+    }
+
+
+def partition_table(federation: Federation) -> dict[str, dict[str, Any]]:
+    """How many records of which class each node holds (exact: for the eyes of whoever owns all of them)."""
+    classes, labels = federation.data.classes, federation.data.labels
+    table = {}
+    for name, share in federation.shares.items():
+        counts = np.bincount(labels[share], minlength=len(classes))
+        table[name] = {"records": len(share), "classes": dict(zip(classes, counts.tolist(), strict=True))}
+    return table
+
+
+def _privacy(config: RunConfig, preflight: Preflight, folder: Path) -> dict[str, Any]:
+    terms = preflight.proposal.plan.offer.terms
+    statements = {}
+    for name in preflight.federation.names:
+        with open_simulated_ledger(folder, name, config) as ledger:
+            ledger.verify()
+            statements[name] = ledger.statement()
+    seeded = config.federation.seed is not None
+    return {
+        "unit": terms.unit,
+        "delta": terms.delta,
+        "epsilon_per_node": {name: statement.epsilon for name, statement in statements.items()},
+        "epsilon_budget": config.privacy.epsilon,
+        "noise_multiplier": terms.noise_multiplier,
+        "sampling_rate": terms.sampling_rate,
+        "steps": terms.steps,
+        "clipping_norm": terms.clipping_norm,
+        "accountant": ", ".join(sorted({statement.accountant for statement in statements.values()})),
+        "trust": terms.trust,
+        "relation": terms.relation,
+        "noise_source": "seeded" if seeded else "system",
+        "epsilon_is_guarantee": not seeded,
+    }
+
+
+def _open_reservations(config: RunConfig, federation: Federation, folder: Path) -> dict[str, list[int]]:
+    found = {}
+    for name in federation.names:
+        with open_simulated_ledger(folder, name, config) as ledger:
+            if rounds := [round_ for _, round_ in ledger.statement().open_reservations]:
+                found[name] = rounds
+    return found
+
+
+def _node_accuracy(federation: Federation, scores: Scores, alone: World | None) -> dict[str, dict[str, float | None]]:
+    table: dict[str, dict[str, float | None]] = {}
+    for name, share in federation.shares.items():
+        mix = np.bincount(federation.data.labels[share], minlength=len(federation.data.classes))
+        table[name] = {
+            "federated": _expected(scores.class_recall, mix),
+            "alone": None if alone is None else _expected(alone.recalls[name], mix),
+        }
+    return table
+
+
+def _expected(recall: Tensor, mix: np.ndarray) -> float:
+    """Accuracy on held-out records reweighted to a node's own mix of labels."""
+    known = ~torch.isnan(recall).numpy()
+    return float((recall.numpy()[known] * mix[known]).sum() / mix[known].sum())
+
+
+def _chance(federation: Federation) -> float:
+    counts = np.bincount(federation.data.labels[federation.test])
+    return float(counts.max() / counts.sum())
+
+
+def _bytes(lines: list[Line], nodes: int) -> dict[str, int]:
+    moved = sum(line["bytes_down"] + line["bytes_up"] for line in lines)
+    return {
+        "per_round_per_node": moved // max(1, sum(line["nodes"] for line in lines)),
+        "backbone_once": 0,
+        "total": moved,
+    }
+
+
+def _timing(lines: list[Line], features: float) -> dict[str, float]:
+    rounds = sum(line["seconds"] for line in lines)
+    return {"features": features, "rounds": rounds, "total": features + rounds}
+
+
+def _accuracy(worlds: Mapping[str, World], name: str) -> float | None:
+    return worlds[name].accuracy if name in worlds else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else float(np.mean(np.array(values, dtype=float)))
+
+
+def _std(values: list[float | None]) -> float | None:
+    return None if None in values or len(values) < 2 else float(np.std(np.array(values, dtype=float), ddof=1))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
