@@ -21,9 +21,14 @@ Array: TypeAlias = npt.NDArray[Any]
 
 COLUMNS = ("images", "labels", "site", "patient")
 PARTS = ("train", "val", "test")
-ROLES = (*COLUMNS, "split", "classes", *(f"{part}_{column}" for part in PARTS for column in COLUMNS))
+PART_ROLES = tuple(f"{part}_{column}" for part in PARTS for column in COLUMNS)
+ROLES = (*COLUMNS, "split", "classes", *PART_ROLES)
+KERAS = {
+    f"{part}_{column}": f"{letter}_{part}" for part in PARTS for column, letter in (("images", "x"), ("labels", "y"))
+}
 
 _UNREADABLE = (
+    MemoryError,
     OSError,
     ValueError,
     EOFError,
@@ -39,8 +44,9 @@ def load_npz(path: Path, keys: Mapping[str, str]) -> LocalData:
     """Read images and labels from an ``.npz`` file; nothing is ever unpickled.
 
     Two layouts: one table (``images``, ``labels``, optionally ``site``, ``patient``, ``split``), or MedMNIST's, divided
-    beforehand (``train_images``, ``train_labels``, likewise ``val_`` and ``test_``; validation records count as
-    training records). Either may declare ``classes``, the names that integer labels index.
+    beforehand (``train_images``, ``train_labels``, likewise ``val_`` and ``test_``; or Keras's ``x_train``, ``y_train``
+    and so on; validation records count as training records). Either may declare ``classes``, the names that integer
+    labels index.
 
     Args:
         path: the file.
@@ -70,10 +76,15 @@ class _Archive:
     keys: dict[str, str]
 
     def has(self, role: str) -> bool:
-        return role in self.keys or role in self.file.files
+        return role in self.keys or self.name(role) in self.file.files
+
+    def name(self, role: str) -> str:
+        """What the file calls a role: as the user says, as we do, as Keras does."""
+        usual = KERAS.get(role, role)
+        return self.keys.get(role, usual if usual in self.file.files and role not in self.file.files else role)
 
     def read(self, role: str) -> Array:
-        name = self.keys.get(role, role)
+        name = self.name(role)
         if name not in self.file.files:
             raise ConfigError(
                 f"expected an array {name!r} as {role}, but the file holds {_listed(self.file.files)}; say which is "
@@ -107,7 +118,7 @@ def _load_array(file: np.lib.npyio.NpzFile, name: str) -> Array:
         array = file[name]
     except _UNREADABLE as error:
         raise ConfigError(
-            f"array {name!r} is damaged or holds Python objects, which are never unpickled; "
+            f"array {name!r} is damaged, does not fit into memory, or holds Python objects, which are never unpickled; "
             "save it again as plain numbers or strings"
         ) from error
     if not isinstance(array, np.ndarray):
@@ -116,7 +127,9 @@ def _load_array(file: np.lib.npyio.NpzFile, name: str) -> Array:
 
 
 def _read(archive: _Archive) -> LocalData:
-    columns = _read_parts(archive) if _is_divided(archive) else _read_table(archive)
+    divided = _is_divided(archive)
+    _refuse_overlooked(archive, divided)
+    columns = _read_parts(archive) if divided else _read_table(archive)
     declared = _declared_classes(archive)
     images = columns["images"]
     check_images(images)
@@ -142,9 +155,9 @@ def _read_table(archive: _Archive) -> dict[str, Array]:
 
 
 def _read_parts(archive: _Archive) -> dict[str, Array]:
-    _refuse_undivided(archive)
     parts = [part for part in PARTS if part == "train" or archive.has(f"{part}_images")]
-    names = ["images", "labels", *(name for name in ("site", "patient") if archive.has(f"train_{name}"))]
+    known = [name for name in ("site", "patient") if any(archive.has(f"{part}_{name}") for part in parts)]
+    names = ["images", "labels", *known]
     tables = [{name: archive.read(f"{part}_{name}") for name in names} for part in parts]
     for table in tables:
         table["images"] = _without_unit_channel(table["images"])
@@ -155,14 +168,16 @@ def _read_parts(archive: _Archive) -> dict[str, Array]:
     return columns
 
 
-def _refuse_undivided(archive: _Archive) -> None:
-    """A patient column that is overlooked would cost a privacy promise, so it is never ignored."""
-    for name in ("site", "patient", "split"):
-        if archive.has(name):
-            raise ConfigError(
-                f"a file with train_images must hold train_{name} and so on, got {name}; "
-                "divide that column too, or save one table with images, labels and split"
-            )
+def _refuse_overlooked(archive: _Archive, divided: bool) -> None:
+    """A patient column that is overlooked would cost a privacy promise, so none is ever ignored."""
+    other = ("site", "patient", "split") if divided else PART_ROLES
+    overlooked = [role for role in other if role in archive.keys or (divided and archive.has(role))]
+    if overlooked:
+        here, names = ("train_images", "train_, val_ or test_ names") if divided else ("images", "plain names")
+        raise ConfigError(
+            f"a file read by {here} must have all columns under {names}, got {overlooked[0]}; "
+            "save one table with images, labels and split, or correct [data.keys]"
+        )
 
 
 def _join(name: str, arrays: list[Array]) -> Array:

@@ -42,9 +42,9 @@ def load_folder(folder: Path) -> LocalData:
 
 
 def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All image files, sorted, and the folders without content; refuses what cannot be understood."""
+    """All image files, sorted, and the folders without content."""
     files, empty = [], []
-    for path, folders, names in os.walk(folder):
+    for path, folders, names in os.walk(folder, onerror=_refuse_unlistable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = [Path(path, name) for name in names if not name.startswith(".")]
         _refuse_links([*here, *(Path(path, name) for name in folders)])
@@ -59,6 +59,10 @@ def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _depth(path: Path, folder: Path) -> int:
     return len(path.relative_to(folder).parts)
+
+
+def _refuse_unlistable(error: OSError) -> None:
+    raise ConfigError(f"{error.filename} cannot be listed: {error.strerror}; make it readable for this user") from error
 
 
 def _refuse_links(paths: list[Path]) -> None:

@@ -62,6 +62,8 @@ def _decode(path: Path) -> Pixels | str:
     try:
         with Image.open(path, formats=FORMATS) as image:
             return _to_pixels(image)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        return str(error.strerror).lower()
     except UnidentifiedImageError:
         return "not a PNG, JPEG, BMP or TIFF image"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from common.data import LocalData, load_source
+from common.config_schema import KEY_ROLES
+from common.data import ROLES, LocalData, load_source
 from common.errors import ConfigError
 
 IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
@@ -86,6 +89,14 @@ def test_medmnist_files_are_read_as_they_are(tmp_path: Path) -> None:
     assert data.split.tolist() == ["train"] * 4 + ["test"] * 2
 
 
+def test_keras_files_are_read_as_they_are(tmp_path: Path) -> None:
+    data = load(tmp_path, x_train=IMAGES[:4], y_train=LABELS[:4], x_test=IMAGES[4:], y_test=LABELS[4:])
+    assert np.array_equal(np.asarray(data.images), IMAGES)
+    assert data.labels.tolist() == LABELS.tolist()
+    assert data.split is not None
+    assert data.split.tolist() == ["train"] * 4 + ["test"] * 2
+
+
 def test_training_records_alone_are_not_divided_yet(tmp_path: Path) -> None:
     assert load(tmp_path, train_images=IMAGES, train_labels=LABELS).split is None
 
@@ -100,10 +111,14 @@ def test_divided_files_may_name_patients(tmp_path: Path) -> None:
 
 def test_a_patient_column_is_never_overlooked(tmp_path: Path) -> None:
     divided: dict[str, Any] = {"train_images": IMAGES, "train_labels": LABELS, "patient": LABELS}
-    assert "train_patient" in refusal(tmp_path, **divided)
+    assert "got patient" in refusal(tmp_path, **divided)
+    who = {"images": "images", "train_patient": "who"}
+    assert "got train_patient" in refusal(tmp_path, who, images=IMAGES, labels=LABELS, who=LABELS)
     halves: dict[str, Any] = {"train_images": IMAGES[:3], "test_images": IMAGES[3:], "train_labels": LABELS[:3]}
     halves |= {"test_labels": LABELS[3:], "train_patient": LABELS[:3]}
     assert "'test_patient'" in refusal(tmp_path, **halves)
+    halves["test_patient"] = halves.pop("train_patient")
+    assert "'train_patient'" in refusal(tmp_path, **halves)
 
 
 def test_declared_classes_name_integer_labels(tmp_path: Path) -> None:
@@ -152,13 +167,29 @@ class TestRefused:
         with pytest.raises(ConfigError, match="'images' is damaged"):
             load_source(str(path))
 
+    @given(data=st.data())
+    @settings(
+        deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )  # each example overwrites the file
+    def test_whatever_is_damaged_is_refused_in_a_sentence(self, tmp_path: Path, data: st.DataObject) -> None:
+        path = Path(saved(tmp_path, images=IMAGES, labels=LABELS))
+        content = bytearray(path.read_bytes())
+        for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=5)):
+            content[at] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+        try:
+            message = f"{len(load_source(str(path)))} records"  # some damage is harmless
+        except ConfigError as error:
+            message = str(error)
+        assert "\n" not in message
+
     def test_python_objects_are_never_unpickled(self, tmp_path: Path) -> None:
         objects = np.array([{"a": 1}] * 6, dtype=object)
         assert "never unpickled" in refusal(tmp_path, images=IMAGES, labels=objects)
 
     def test_a_missing_key_tells_how_to_map(self, tmp_path: Path) -> None:
-        message = refusal(tmp_path, x_train=IMAGES, y_train=LABELS)
-        assert "the file holds x_train, y_train" in message
+        message = refusal(tmp_path, pictures=IMAGES, diagnoses=LABELS)
+        assert "the file holds diagnoses, pictures" in message
         assert "[data.keys]" in message
         assert 'labels = "label"' in refusal(tmp_path, images=IMAGES, label=LABELS)
 
@@ -232,3 +263,7 @@ def test_digits_span_the_whole_range() -> None:
     assert np.unique(pixels).tolist() == [round(level * 255 / 16) for level in range(17)]
     assert digits.classes == tuple("0123456789")
     assert digits.labels[:10].tolist() == list(range(10))
+
+
+def test_all_roles_of_a_configuration_are_known_to_the_loader() -> None:
+    assert set(KEY_ROLES) <= set(ROLES)

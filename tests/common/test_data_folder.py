@@ -217,6 +217,10 @@ class TestDecoding:
         with pytest.raises(ConfigError, match="not a PNG, JPEG, BMP or TIFF"):
             read_images([tmp_path / "x.png"])
 
+    def test_a_file_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"nothing\.png \(no such file or directory\)"):
+            read_images([tmp_path / "nothing.png"])
+
     def test_a_record_is_read_the_same_whatever_lies_beside_it(self, tmp_path: Path) -> None:
         grey, colour = put(tmp_path / "grey.png", GREY), put(tmp_path / "colour.png", COLOUR)
         assert np.array_equal(read_images([grey])[0], read_images([grey, colour])[0])

@@ -27,9 +27,8 @@ def test_pneumoniamnist_is_read_as_it_is(real_data: Path) -> None:
     assert np.bincount(data.labels[test]).tolist() == [234, 390]
 
 
-def test_mednist_is_read_by_a_table(real_data: Path) -> None:
-    keys = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
-    data = load_source("image-mednist-subset/mednist_subset.npz", keys, real_data)
+def test_mednist_is_read_as_it_is(real_data: Path) -> None:
+    data = load_source("image-mednist-subset/mednist_subset.npz", root=real_data)
     train, test = hold_out(data, 0.2, seed=0)
     assert data.classes == ("AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT")
     assert np.bincount(data.labels[train]).tolist() == [600] * 6
