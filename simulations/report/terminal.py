@@ -1,0 +1,86 @@
+"""The end of a run on the terminal: the report's headline numbers as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from simulations.report import wording
+from simulations.report.comparisons import FEDERATED, worlds
+from simulations.report.prose import no_guarantee
+from simulations.report.results import Facts
+
+
+def result_table(result: Mapping[str, Any]) -> Table:
+    """Return a run's result as a table for the terminal.
+
+    Args:
+        result: what ``result.json`` holds; anything in it may be missing or null.
+
+    Returns:
+        A row for the accuracy of the federation and of each baseline (with the standard deviation over seeds where
+        there is one), then ε with its δ, unit and trust model, bytes, and time. Baselines that were not computed are
+        left out; anything else that is missing is said to be "not computed".
+    """
+    facts = Facts(result)
+    table = Table(title=headline(facts), title_justify="left", show_header=False, pad_edge=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("remark", style="dim")
+    for world in worlds(facts):
+        if world.key == FEDERATED or facts.number("accuracy", world.key) is not None:
+            add(
+                table,
+                f"Accuracy, {world.label.lower()}",
+                accuracy(facts, world.key),
+                world.meaning,
+                world.key == FEDERATED,
+            )
+    table.add_section()
+    add(table, *privacy(facts))
+    table.add_section()
+    for name, value, remark in costs(facts):
+        add(table, name, value, remark)
+    return table
+
+
+def add(table: Table, name: str, value: str, remark: str, bold: bool = False) -> None:
+    """Add a row of plain text: brackets in names are no markup."""
+    table.add_row(Text(name), Text(value), Text(remark), style="bold" if bold else None)
+
+
+def headline(facts: Facts) -> Text:
+    """Return the table's title."""
+    return Text(f"{wording.many(facts.number('nodes'), 'node')}, {wording.many(facts.number('rounds'), 'round')}")
+
+
+def accuracy(facts: Facts, key: str) -> str:
+    """Write one accuracy with its spread over seeds."""
+    spread = facts.number("accuracy_std", key)
+    value = wording.percent(facts.number("accuracy", key))
+    return value if spread is None else f"{value} ± {100 * spread:.1f}"
+
+
+def privacy(facts: Facts) -> tuple[str, str, str]:
+    """Return the row about ε."""
+    guarantee = wording.is_guarantee(facts)
+    remark = wording.conditions(facts) + ("" if guarantee else f"; {no_guarantee(facts)}")
+    return (
+        "ε, worst node" if guarantee else "ε, worst node, nominal",
+        wording.epsilon(wording.worst_epsilon(facts)),
+        remark,
+    )
+
+
+def costs(facts: Facts) -> list[tuple[str, str, str]]:
+    """Return the rows about bytes and time."""
+    times = [wording.duration(facts.number("timing_s", key)) for key in ("features", "rounds", "total")]
+    sent = wording.size(facts.number("bytes", "per_round_per_node"))
+    backbone = wording.size(facts.number("bytes", "backbone_once"))
+    return [
+        ("Sent, each node in each round", sent, f"backbone, once: {backbone}"),
+        ("Time in all", times[2], f"features {times[0]}, rounds {times[1]}"),
+    ]
