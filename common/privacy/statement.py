@@ -180,6 +180,17 @@ class Balance:
         self.committed[reservation] = reply_sha256
 
 
+def statement_of(entries: Iterable[LedgerEntry]) -> Statement:
+    """Verify a whole chain and sum it up, for an auditor who has the file only (see ``entries.read_entries``).
+
+    Raises:
+        PrivacyError: the chain is broken.
+    """
+    balance = Balance()
+    balance.extend(entries)
+    return balance.statement()
+
+
 def spent_by(plans: dict[Instance, PrivacyPlan], rounds: dict[Instance, int]) -> Spent:
     """Epsilon of so many rounds of each plan: from the plan's table where there is one plan, by RDP where several."""
     charged = {key: count for key, count in rounds.items() if count > 0}
