@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,11 @@ def build_head(kind: str, features: int, classes: int, *, hidden: int = 64, seed
     Raises:
         ConfigError: ``kind`` is not a head.
     """
+    return copy.deepcopy(_template(kind, features, classes, hidden, seed))
+
+
+@lru_cache(maxsize=16)
+def _template(kind: str, features: int, classes: int, hidden: int, seed: int) -> nn.Module:
     if kind == "linear":
         return _zero_linear(features, classes)
     if kind == "mlp":

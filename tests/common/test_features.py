@@ -1,0 +1,147 @@
+"""The feature cache: computed once, never stale, never anybody else's."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.backbones.backbone import Backbone
+from common.backbones.controls import load_reference, raw_pixels
+from common.data.local import LocalData
+from common.errors import ConfigError
+from common.features import BATCH, FeatureCache, address, extract, first_not_finite
+
+
+def images(count: int, seed: int = 0) -> LocalData:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 12, 12), dtype=np.uint8)
+    return LocalData(pixels, np.arange(count) % 2, ("a", "b"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "cache")
+
+
+def test_the_second_time_nothing_is_computed(cache: FeatureCache) -> None:
+    backbone, computed = raw_pixels(4), []
+    data = images(3 * BATCH + 5)
+    first = cache.features(backbone, None, data, lambda done, total: computed.append(total))
+    again = cache.features(backbone, None, data, lambda done, total: computed.append(-1))
+    assert set(computed) == {len(data)}
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, extract(backbone, None, data))
+
+
+def test_only_new_records_are_computed(cache: FeatureCache) -> None:
+    backbone, computed = raw_pixels(4), []
+    data = images(100)
+    cache.features(backbone, None, data.take(np.arange(60)))
+    values = cache.features(backbone, None, data, lambda done, total: computed.append((done, total)))
+    assert computed == [(40, 40)]
+    assert np.array_equal(values, extract(backbone, None, data))
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.lists(st.integers(0, 29), min_size=1, max_size=80))
+def test_any_order_and_any_repetition_gives_each_record_its_own(order: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    backbone, data = raw_pixels(4), images(30)
+    everything = extract(backbone, None, data)
+    cache = FeatureCache(tmp_path_factory.mktemp("cache"))
+    half = np.array(order[: len(order) // 2 + 1])
+    assert np.array_equal(cache.features(backbone, None, data.take(half)), everything[half])
+    assert np.array_equal(cache.features(backbone, None, data.take(np.array(order))), everything[order])
+
+
+def test_a_record_has_the_same_bits_in_any_company() -> None:
+    backbone, data = load_reference("embedded/glyph"), images(BATCH + 7)
+    together = extract(backbone, None, data)
+    alone = np.concatenate([extract(backbone, None, data.take(np.array([k]))) for k in (0, 5, BATCH, BATCH + 6)])
+    assert np.array_equal(together[[0, 5, BATCH, BATCH + 6]], alone)
+
+
+def test_each_ingredient_of_the_key_has_its_own_address() -> None:
+    backbone = raw_pixels(4)
+    other_preprocessing = dataclasses.replace(backbone.preprocessing, contrast_floor=0.5)
+    deeper = dataclasses.replace(backbone, stages={"pixels": backbone.stages["pixels"], "more": backbone.stages["pixels"]})
+    variants: list[tuple[Backbone, str | None]] = [
+        (backbone, None),
+        (dataclasses.replace(backbone, digest="1" * 64), None),
+        (dataclasses.replace(backbone, preprocessing=other_preprocessing), None),
+        (deeper, "more"),
+    ]
+    assert len({address(*variant) for variant in variants}) == len(variants)
+    assert address(deeper, "pixels") == address(backbone, None)
+
+
+def test_changed_pixels_are_another_record(cache: FeatureCache) -> None:
+    backbone, data = raw_pixels(4), images(10)
+    before = np.array(cache.features(backbone, None, data))
+    pixels = np.array(data.images)
+    pixels[3, 0, 0] ^= 255
+    after = cache.features(backbone, None, dataclasses.replace(data, images=pixels))
+    assert not np.array_equal(before[3], after[3])
+    assert np.array_equal(np.delete(before, 3, axis=0), np.delete(after, 3, axis=0))
+
+
+def test_files_are_for_their_owner_only(cache: FeatureCache) -> None:
+    cache.features(raw_pixels(4), None, images(3))
+    files = [path for path in cache.folder.rglob("*") if path.is_file()]
+    assert len(files) == 1
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert stat.S_IMODE(files[0].parent.stat().st_mode) == 0o700
+
+
+def test_features_are_mapped_not_copied_and_read_only(cache: FeatureCache) -> None:
+    backbone, data = raw_pixels(4), images(20)
+    values = cache.features(backbone, None, data)
+    assert isinstance(values, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        values[0, 0] = 1.0
+
+
+def test_a_damaged_segment_is_one_sentence(cache: FeatureCache) -> None:
+    backbone, data = raw_pixels(4), images(5)
+    cache.features(backbone, None, data)
+    (segment,) = cache.folder.rglob("*.safetensors")
+    segment.write_bytes(segment.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="is damaged .* delete it and run again"):
+        cache.features(backbone, None, data)
+
+
+def test_purging_forgets_everything(cache: FeatureCache) -> None:
+    backbone, data, computed = raw_pixels(4), images(5), []
+    cache.features(backbone, None, data)
+    assert cache.purge() > 0
+    cache.features(backbone, None, data, lambda done, total: computed.append(total))
+    assert computed == [5]
+
+
+def fill(folder: Path, start: int) -> None:
+    FeatureCache(folder).features(raw_pixels(4), None, images(200).take(np.arange(start, 200)))
+
+
+def test_two_processes_may_share_it(cache: FeatureCache) -> None:
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=fill, args=(cache.folder, start)) for start in (0, 50)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    data = images(200)
+    assert np.array_equal(cache.features(raw_pixels(4), None, data), extract(raw_pixels(4), None, data))
+
+
+def test_the_first_feature_that_is_not_finite_is_found() -> None:
+    values = np.zeros((5000, 3), dtype=np.float32)
+    assert first_not_finite(values) is None
+    values[4500, 1] = np.inf
+    values[4200, 2] = np.nan
+    assert first_not_finite(values) == 4200
