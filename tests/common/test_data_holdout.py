@@ -77,6 +77,14 @@ def test_patients_are_held_out_in_about_the_fraction() -> None:
     assert (np.abs(np.bincount(np.array(labels)[test]) - 0.2 * np.bincount(labels)) <= 20).all()
 
 
+@given(SEEDS)
+def test_the_only_patient_of_a_class_stays(seed: int) -> None:
+    labels, patients = [0] * 24 + [1], [*range(21), *[99] * 4]
+    train, test = hold_out(records(labels, patients), 0.4, seed)
+    assert set(range(21, 25)) <= set(train.tolist())
+    assert len(test) == 10
+
+
 def test_patients_of_one_record_each_are_held_out_exactly() -> None:
     _, test = hold_out(records([0, 0, 0, 1, 1] * 20, list(range(100))), 0.2, seed=3)
     assert np.bincount(np.array([0, 0, 0, 1, 1] * 20)[test]).tolist() == [12, 8]

@@ -108,6 +108,13 @@ class TestStatistics:
         assert same_mix(self.labels, partition(self.labels, CLASSES, "iid", 10, seed=0))
         assert same_mix(self.labels, partition(self.labels, CLASSES, "quantity", 10, seed=0, alpha=5.0))
 
+    @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "shards", "quantity"])
+    def test_within_a_class_a_record_goes_anywhere(self, scheme: str) -> None:
+        """Whatever sorts the file (a site, a date) reaches all nodes alike; dealing by place is the control."""
+        hidden, one_class = np.sort(self.labels), np.zeros(20_000, dtype=np.int64)
+        assert same_mix(hidden, partition(one_class, 1, scheme, 10, seed=0, alpha=5.0))
+        assert not same_mix(hidden, np.array_split(np.arange(20_000), 10))
+
     def test_dirichlet_and_shards_do_not(self) -> None:
         """The control: even alpha = 100 gives each count a spread of 40 where chance gives 20."""
         assert not same_mix(self.labels, partition(self.labels, CLASSES, "dirichlet", 10, seed=0, alpha=100.0))
