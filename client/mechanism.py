@@ -128,7 +128,7 @@ def _per_sample_clipped_sum(
 ) -> ClippedSum:
     """Clip per-sample gradients of a float64 copy, so that no hook stays on the caller's module."""
     double = copy.deepcopy(head).double()
-    _refuse_unsupported(double)
+    _prepare_for_opacus(double)
     if len(features) == 0:
         zeros = {name: torch.zeros_like(value) for name, value in double.named_parameters() if value.requires_grad}
         return ClippedSum({name: value.detach() for name, value in zeros.items()}, clipping_norm, 0)
@@ -158,14 +158,15 @@ def _grad_sample(parameter: Any, units: int) -> Tensor:
     return torch.as_tensor(found).detach()
 
 
-def _refuse_unsupported(head: nn.Module) -> None:
+def _prepare_for_opacus(head: nn.Module) -> None:
+    """Refuse layers that Opacus cannot do; leave layers with parameters in train mode, without which it sees nothing."""
     modes = {module: module.training for module in head.modules()}
     errors = ModuleValidator.validate(head.train(), strict=False)
-    for module, training in modes.items():
-        module.training = training
     if errors:
         reasons = "; ".join(sorted({str(error).strip() for error in errors}))
         raise PrivacyError(f"every layer of a head must give each unit a gradient of its own, got: {reasons}")
+    for module, training in modes.items():
+        module.training = training or any(True for _ in module.parameters(recurse=False))
 
 
 def _unreduced(losses: Tensor, units: int) -> Tensor:

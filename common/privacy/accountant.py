@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -230,7 +230,7 @@ def _solve(cost: Callable[[float], float], epsilon: float, guess: float) -> floa
     """Find where ``cost`` crosses ``epsilon``, to 1e-5, on log-log axes, where it is nearly straight."""
     low_end, high_end = map(math.log, NOISE_RANGE)
 
-    @lru_cache(maxsize=None)
+    @cache
     def excess(log_sigma: float) -> float:
         return _log_ratio(cost(math.exp(log_sigma)), epsilon)
 
