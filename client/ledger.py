@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from common.durable import sync_folder
-from common.errors import ConfigError, PrivacyError
+from common.errors import BudgetSpentError, ConfigError, PrivacyError
 from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
 from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
@@ -235,7 +235,7 @@ class Ledger:
         self._check_terms(plan)
         after = self._balance.with_round(plan, charge.spend.run_id)
         if not after.epsilon <= self._balance.epsilon_cap:
-            raise PrivacyError(
+            raise BudgetSpentError(
                 f"the privacy budget of data set {self._balance.dataset_id!r} must stay within epsilon "
                 f"{self._balance.epsilon_cap:g}, but round {charge.spend.round} would make it {after.epsilon:.4g} "
                 f"({after.accountant}); stop here, or have the operator raise the cap"

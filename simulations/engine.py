@@ -125,7 +125,7 @@ def run_in_process(config: RunConfig, run_folder: Path, partitions: Sequence[int
     Raises:
         FederationError: as server and configuration raise it.
     """
-    with _task_identity():
+    with task_identity():
         grid = InProcessGrid(client.app.app, config, partitions, run_folder)
         context = Context(
             run_id=RUN_ID,
@@ -138,7 +138,7 @@ def run_in_process(config: RunConfig, run_folder: Path, partitions: Sequence[int
 
 
 @contextmanager
-def _task_identity() -> Iterator[None]:
+def task_identity() -> Iterator[None]:
     """Say who sends, which Flower's ``Message`` takes from a process-wide, private place (flwr is pinned for it)."""
     before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 0

@@ -1,0 +1,143 @@
+"""The egress gate: nothing but what is listed leaves, whatever comes in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import client.app
+from client import egress
+from client.home import simulated_in_process
+from common import wire
+from common.config import to_flat
+from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
+from common.messages import Reason, Refusal, Update
+from tests.federations import small_config, small_task
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
+    yield
+    TaskIdentity._run_id = TaskIdentity._node_id = TaskIdentity._task_id = None
+
+
+SENT = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+
+
+def test_an_update_shaped_as_what_was_sent_leaves() -> None:
+    assert isinstance(egress.release_update({name: value + 1 for name, value in SENT.items()}, SENT), Update)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {},
+        {"weight": torch.zeros(2, 3)},
+        {**SENT, "running_mean": torch.zeros(3)},
+        {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)},
+        {"weight": torch.zeros(2, 3, dtype=torch.float64), "bias": torch.zeros(2)},
+        {"weight": torch.full((2, 3), float("nan")), "bias": torch.zeros(2)},
+    ],
+)
+def test_any_other_update_stays(head: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(PrivacyError, match="nothing was released"):
+        egress.release_update(head, SENT)
+
+
+@pytest.mark.parametrize(("policy", "simulated"), [("none", True), ("none", False), ("exact", False)])
+def test_exact_metrics_leave_only_a_simulation_that_asks_for_them(policy: Any, simulated: bool) -> None:
+    with pytest.raises(PrivacyError, match="metrics policy"):
+        egress.release_metrics(0.5, policy, simulated=simulated)
+    assert egress.release_metrics(0.5, "exact", simulated=True).accuracy == 0.5
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (BudgetSpentError("4711"), Reason.BUDGET),
+        (PrivacyError("4711"), Reason.POLICY),
+        (BackboneMismatchError("4711"), Reason.BACKBONE),
+        (ConfigError("4711"), Reason.DATA),
+        (ProtocolError("4711"), Reason.PROTOCOL),
+        (RuntimeError("4711"), Reason.INTERNAL),
+    ],
+)
+def test_an_error_leaves_as_one_word(error: Exception, reason: Reason) -> None:
+    refusal = egress.refuse(error)
+    assert refusal == Refusal(reason)
+    assert "4711" not in repr(refusal)
+
+
+ALLOWED = {
+    wire.ARRAYS: {"weight", "bias"},
+    "hello": {"name", "declared-size"},
+    "metrics": {"accuracy"},
+    "refusal": {"reason"},
+}
+
+values = st.one_of(
+    st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=20), st.binary(max_size=20), st.booleans()
+)
+configs = st.dictionaries(st.text(min_size=1, max_size=12), values, max_size=4).map(ConfigRecord)
+shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+arrays = shapes.map(lambda shape: ArrayRecord({"weight": Array(np.ones(shape, dtype=np.float32))}))
+well_formed = st.just(None).map(lambda _: wire.encode_task(small_task().offer, 0.5))
+heads = st.just(None).map(lambda _: wire.encode_head(small_task().head))
+contents = st.builds(
+    lambda config, head, extra: RecordDict(
+        {**({wire.CONFIG: config} if config else {}), **({wire.ARRAYS: head} if head else {}), "extra": extra}
+    ),
+    st.one_of(st.none(), configs, well_formed),
+    st.one_of(st.none(), arrays, heads),
+    configs,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=contents, kind=st.sampled_from(["train", "evaluate", wire.QUERY_HELLO]), partition=st.integers(-1, 5))
+def test_whatever_comes_in_only_listed_values_go_out(
+    content: RecordDict, kind: str, partition: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = Context(1, 2, {"partition-id": partition}, RecordDict(), to_flat(small_config()))
+    with simulated_in_process(tmp_path), caplog.at_level(logging.CRITICAL + 1, logger="fedgraft.node"):
+        reply = client.app.app(Message(content, 2, kind), context)
+    assert not reply.has_error()
+    assert len(reply.content) == 1
+    ((name, record),) = reply.content.items()
+    assert set(record) <= ALLOWED[name]
+    if name == "refusal":
+        assert record["reason"] in {reason.value for reason in Reason}
+
+
+def test_an_unforeseen_error_leaves_no_text_and_is_logged_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = {**to_flat(small_config()), "data.source": str(tmp_path / "secret-patients.npz")}
+    context = Context(1, 2, {"partition-id": 0}, RecordDict(), broken)
+    task = small_task()
+    record = wire.encode_task(task.offer, 0.5)
+    message = Message(RecordDict({wire.CONFIG: record, wire.ARRAYS: wire.encode_head(task.head)}), 2, "train")
+    with simulated_in_process(tmp_path):
+        reply = client.app.app(message, context)
+    assert wire.decode_reply(reply) == Refusal(Reason.DATA)
+    assert "secret" not in str(reply)
+    assert "secret" in caplog.text
+
+
+def test_a_real_node_is_not_mistaken_for_a_simulated_one() -> None:
+    context = Context(1, 2, {"partition-id": 0, "num-partitions": 4}, RecordDict(), to_flat(small_config()))
+    task = small_task()
+    record = wire.encode_task(task.offer, 0.5)
+    message = Message(RecordDict({wire.CONFIG: record, wire.ARRAYS: wire.encode_head(task.head)}), 2, "train")
+    assert wire.decode_reply(client.app.app(message, context)) == Refusal(Reason.DATA)

@@ -1,0 +1,211 @@
+"""A private round at a node: pay, train, store, release; and never anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from client.home import Node, open_node, simulated_in_process
+from client.ledger import Ledger, Spend
+from client.policy import Policy
+from client.training import accept_offer, evaluate, private_update, train_round
+from common.config import to_flat
+from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError
+from common.heads import arrays_digest
+from common.messages import EvaluateTask, TrainTask
+from common.privacy.accountant import epsilon_by_round
+from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
+from common.privacy.plan import PrivacyPlan
+from tests.federations import finite, small_config, small_task
+
+
+def node_in(folder: Path, partition: int = 0, **sections: dict[str, Any]) -> Node:
+    with simulated_in_process(folder):
+        return open_node(1, to_flat(small_config(**sections)), {"partition-id": partition, "num-partitions": 4})
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return node_in(tmp_path)
+
+
+def spent(node: Node) -> float:
+    with node.open_ledger() as ledger:
+        return ledger.statement().epsilon
+
+
+def test_a_round_is_paid_and_releases_a_moved_head(node: Node) -> None:
+    task = small_task()
+    update = train_round(task, node)
+    assert finite(update.head)
+    assert not torch.equal(update.head["weight"], task.head["weight"])
+    assert spent(node) == epsilon_by_round(task.offer.terms)[1]
+
+
+def test_the_same_task_again_gets_the_same_bytes_and_costs_nothing(node: Node) -> None:
+    first, cost = train_round(small_task(), node), spent(node)
+    again = train_round(small_task(), node)
+    assert arrays_digest(again.head) == arrays_digest(first.head)
+    assert spent(node) == cost
+
+
+def test_another_head_for_the_same_round_is_another_charge(node: Node) -> None:
+    task = small_task()
+    train_round(task, node)
+    cost = spent(node)
+    other = dataclasses.replace(task, head={name: value + 1 for name, value in task.head.items()})
+    train_round(other, node)
+    assert spent(node) > cost
+
+
+def test_thirty_rounds_are_not_reported_as_one(node: Node) -> None:
+    task = small_task(rounds=30, noise_multiplier=20.0)
+    for round_ in range(1, 31):
+        train_round(dataclasses.replace(task, round=round_), node)
+    table = epsilon_by_round(task.offer.terms)
+    assert spent(node) == table[30]
+    assert spent(node) > 3 * table[1]
+
+
+def test_a_crash_between_paying_and_releasing_stays_paid(node: Node, tmp_path: Path) -> None:
+    task = small_task()
+    with node.open_ledger() as ledger:
+        plan = node.policy.accept(task.offer, node.declared_size)
+        ledger.reserve(Spend(task.offer.run_id, task.round, arrays_digest(task.head)), plan)
+    cost = spent(node)
+    assert cost == epsilon_by_round(task.offer.terms)[1]
+    train_round(task, node)
+    assert spent(node) == cost
+
+
+def test_a_round_that_does_not_fit_is_refused_before_a_record_is_read(node: Node) -> None:
+    def unreadable(model: object) -> Any:
+        raise AssertionError("a record was read")
+
+    blind = dataclasses.replace(node, records=unreadable)
+    with pytest.raises(BudgetSpentError, match="budget"):
+        train_round(small_task(noise_multiplier=0.3), blind)
+    assert spent(node) == 0.0
+
+
+def test_a_plan_that_the_policy_forbids_is_refused_at_the_offer(node: Node) -> None:
+    offer = small_task().offer
+    for policy in (
+        dataclasses.replace(node.policy, min_noise_multiplier=3.0),
+        dataclasses.replace(node.policy, max_clipping_norm=0.5),
+        dataclasses.replace(node.policy, unit="patient"),
+        dataclasses.replace(node.policy, delta=1e-7),
+        dataclasses.replace(node.policy, backbones=frozenset({"another"})),
+    ):
+        with pytest.raises(PrivacyError, match=r"this node|not approved"):
+            accept_offer(offer, dataclasses.replace(node, policy=policy))
+    assert accept_offer(offer, node).declared_size == node.declared_size
+
+
+def test_delta_above_one_over_the_declared_size_is_refused(node: Node) -> None:
+    offer = small_task(delta=0.01).offer
+    loose = dataclasses.replace(node.policy, delta=0.01)
+    with pytest.raises(PrivacyError, match="delta"):
+        accept_offer(offer, dataclasses.replace(node, policy=loose))
+
+
+def test_another_backbone_than_the_node_has_is_refused_and_pays_nothing_more(node: Node) -> None:
+    task = small_task()
+    wrong = dataclasses.replace(task.offer, model=task.offer.model.model_copy(update={"backbone_digest": "0" * 64}))
+    with pytest.raises(BackboneMismatchError, match="digest"):
+        train_round(dataclasses.replace(task, offer=wrong), node)
+
+
+def trained_with(task: TrainTask, node: Node, sampling: Randomness, noise: Randomness) -> dict[str, torch.Tensor]:
+    plan: PrivacyPlan = node.policy.accept(task.offer, node.declared_size)
+    return private_update(task, node.records(task.offer.model), plan, (sampling, noise))
+
+
+def test_an_empty_batch_is_noised_like_any_other(node: Node) -> None:
+    task = small_task(sampling_rate=1e-6)
+    head = trained_with(task, node, SeededRandomness(0, "n", 1, "sampling"), SeededRandomness(0, "n", 1, "noise"))
+    assert not torch.equal(head["weight"], task.head["weight"])
+
+
+def test_the_divisor_is_the_expected_batch_not_the_drawn_one(node: Node) -> None:
+    task = small_task(sampling_rate=0.25)
+    small = [SeededRandomness(0, "n", 1, purpose) for purpose in ("sampling", "noise")]
+    head = trained_with(task, node, small[0], small[1])
+    plan = node.policy.accept(task.offer, node.declared_size)
+    assert plan.expected_batch == 0.25 * node.declared_size
+    drawn = int(SeededRandomness(0, "n", 1, "sampling").bernoulli(node.declared_size, 0.25).sum())
+    assert drawn != plan.expected_batch
+    records = node.records(task.offer.model)
+    features, targets = records.take(SeededRandomness(0, "n", 1, "sampling").bernoulli(len(records), 0.25))
+    one_hot = torch.nn.functional.one_hot(targets, 10).double()
+    slopes = torch.full((len(targets), 10), 0.1, dtype=torch.float64) - one_hot  # softmax of zero logits minus target
+    norms = slopes.norm(dim=1) * (features.double().square().sum(dim=1) + 1).sqrt()
+    scale = (1.0 / norms).clamp(max=1.0)
+    noise = SeededRandomness(0, "n", 1, "noise")
+    expected_bias = (
+        (scale[:, None] * slopes).sum(dim=0) + 2.0 * torch.from_numpy(noise.normal((10,)))
+    ) / plan.expected_batch
+    assert torch.allclose(head["bias"].double(), -0.5 * expected_bias, atol=1e-6)
+
+
+def test_two_rounds_and_two_nodes_never_share_their_noise(tmp_path: Path) -> None:
+    node, other = node_in(tmp_path, 0), node_in(tmp_path, 1)
+    drawn = [
+        tuple(randomness.normal((4,)))
+        for owner in (node, other)
+        for round_ in (1, 2)
+        for randomness in owner.randomness(round_)
+    ]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_only_a_seeded_simulation_is_seeded(tmp_path: Path) -> None:
+    seeded = node_in(tmp_path)
+    free = node_in(tmp_path, federation={"seed": None})
+    assert {randomness.kind for randomness in seeded.randomness(1)} == {"seeded"}
+    assert {randomness.kind for randomness in free.randomness(1)} == {"system"}
+    assert isinstance(free.randomness(1)[0], SystemRandomness)
+
+
+def test_a_process_that_no_engine_marks_is_no_simulated_node() -> None:
+    with pytest.raises(ConfigError, match="set up by its operator"):
+        open_node(1, to_flat(small_config()), {"partition-id": 0, "num-partitions": 4})
+
+
+def test_fedprox_pulls_towards_the_global_head(node: Node) -> None:
+    task = small_task(steps_per_round=5)
+    free = trained_with(task, node, *node.randomness(1))
+    pulled = trained_with(dataclasses.replace(task, proximal_mu=1.0), node, *node.randomness(1))
+    assert pulled["weight"].norm() < free["weight"].norm()
+
+
+def test_exact_metrics_need_the_nodes_own_policy(tmp_path: Path) -> None:
+    task = EvaluateTask(small_task().offer, small_task().head)
+    with pytest.raises(PrivacyError, match="metrics policy"):
+        evaluate(task, node_in(tmp_path))
+    assert 0 <= evaluate(task, node_in(tmp_path, evaluation={"node_metrics": "exact"})).accuracy <= 1
+
+
+def test_the_policy_cap_is_the_ledgers_cap(tmp_path: Path) -> None:
+    node = node_in(tmp_path)
+    with node.open_ledger() as ledger:
+        assert isinstance(ledger, Ledger)
+        assert ledger.statement().epsilon_cap == node.policy.max_epsilon
+    assert Policy(1.0, 1e-5, "record").accept(small_task().offer, 100).declared_size == 100
+
+
+def test_nothing_but_trainable_parameters_is_released(node: Node) -> None:
+    assert set(train_round(small_task(), node).head) == {"weight", "bias"}
+
+
+def test_a_record_that_is_not_finite_changes_nothing_and_stops_nothing(node: Node) -> None:
+    records = node.records(small_task().offer.model)
+    poisoned = np.array(records.features)
+    poisoned[records.rows[0]] = np.nan
+    dirty = dataclasses.replace(node, records=lambda model: dataclasses.replace(records, features=poisoned))
+    assert finite(train_round(small_task(sampling_rate=1.0), dirty).head)

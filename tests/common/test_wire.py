@@ -1,0 +1,146 @@
+"""The wire: what is sent arrives, and what is malformed is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import wire
+from common.errors import PrivacyError, ProtocolError
+from common.messages import Hello, Metrics, Reason, Refusal, Reply, Update
+from tests.federations import small_offer, small_task
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
+    yield
+    TaskIdentity._run_id = TaskIdentity._node_id = TaskIdentity._task_id = None
+
+
+def over_the_wire(message: Message) -> Message:
+    return message_from_proto(message_to_proto(message))
+
+
+def train_message(config: ConfigRecord | None = None, arrays: ArrayRecord | None = None) -> Message:
+    task = small_task()
+    record = config if config is not None else wire.encode_task(task.offer, task.learning_rate)
+    record[wire.ROUND] = 1
+    head = arrays if arrays is not None else wire.encode_head(task.head)
+    return over_the_wire(Message(RecordDict({wire.CONFIG: record, wire.ARRAYS: head}), 5, "train"))
+
+
+def test_a_task_arrives_as_it_was_sent() -> None:
+    sent, came = small_task(), wire.decode_train_task(train_message())
+    assert came.offer == sent.offer
+    assert (came.round, came.learning_rate, came.proximal_mu) == (1, sent.learning_rate, 0.0)
+    assert {name: value.tolist() for name, value in came.head.items()} == {
+        name: value.tolist() for name, value in sent.head.items()
+    }
+
+
+replies = st.one_of(
+    st.builds(Hello, st.text(min_size=1, max_size=20), st.integers(1, 2**40)),
+    st.builds(Metrics, st.floats(0, 1)),
+    st.builds(Refusal, st.sampled_from(Reason)),
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9).map(
+        lambda values: Update({"weight": torch.tensor(values)})
+    ),
+)
+
+
+@given(reply=replies)
+def test_every_reply_arrives_as_it_was_sent(reply: Reply) -> None:
+    came = wire.decode_reply(over_the_wire(wire.encode_reply(reply, train_message())))
+    if isinstance(reply, Update):
+        assert isinstance(came, Update)
+        assert torch.equal(came.head["weight"], reply.head["weight"])
+    else:
+        assert came == reply
+
+
+def test_an_error_of_flower_is_a_refusal_without_its_text() -> None:
+    message = Message(Error(1, "patient 4711 is missing"), reply_to=train_message())
+    assert wire.decode_reply(message) == Refusal(Reason.INTERNAL)
+
+
+def changed(**changes: Any) -> ConfigRecord:
+    body = json.loads(str(wire.encode_task(small_offer(), 0.5)[wire.TASK]))
+    return ConfigRecord({wire.TASK: json.dumps({**body, **changes})})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ConfigRecord(),
+        ConfigRecord({wire.TASK: "not json"}),
+        ConfigRecord({wire.TASK: "[]"}),
+        changed(surprise=1),
+        changed(run_id=""),
+        changed(learning_rate=-1.0),
+        changed(learning_rate=None),
+        changed(model={"backbone": "pixels/8"}),
+        changed(seed=1),
+    ],
+)
+def test_a_malformed_task_is_refused(config: ConfigRecord) -> None:
+    with pytest.raises(ProtocolError, match="expected a"):
+        wire.decode_train_task(train_message(config))
+
+
+@pytest.mark.parametrize(
+    "change", [{"noise_multiplier": 0.0}, {"sampling_rate": 1.5}, {"delta": 0.9}, {"unit": "pixel"}]
+)
+def test_terms_that_promise_nothing_are_refused(change: dict[str, Any]) -> None:
+    terms = {**small_offer().terms.to_dict(), **change}
+    with pytest.raises((PrivacyError, ProtocolError)):
+        wire.decode_train_task(train_message(changed(terms=terms)))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([1.0, np.nan], dtype=np.float32),
+        np.array([np.inf], dtype=np.float32),
+        np.array([1, 2], dtype=np.int64),
+        np.array(["a"]),
+    ],
+)
+def test_a_head_of_anything_but_finite_floats_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(ProtocolError, match="finite floats"):
+        wire.decode_train_task(train_message(arrays=ArrayRecord({"weight": Array(array)})))
+
+
+def test_a_pickled_array_is_not_unpickled() -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    array = Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=buffer.getvalue())
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        wire.decode_head(ArrayRecord({"weight": array}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"refusal": ConfigRecord({"reason": "a patient named Smith"})}),
+        RecordDict({"hello": ConfigRecord({"name": "a"})}),
+        RecordDict({"hello": ConfigRecord({"name": "a", "declared-size": True})}),
+        RecordDict({"metrics": MetricRecord({"accuracy": float("nan")})}),
+    ],
+)
+def test_a_malformed_reply_is_refused(content: RecordDict) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_reply(Message(content, reply_to=train_message()))

@@ -1,0 +1,188 @@
+"""Rounds in process, with the real apps: cohorts, nodes that misbehave, resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+import client.app
+import server.app
+from common import wire
+from common.config import RunConfig
+from common.errors import PrivacyError, ProtocolError
+from common.messages import Reason, Refusal
+from server.checkpoints import RunStore, read_lines
+from server.link import Member
+from server.rounds import choose_cohort
+from simulations.engine import InProcessGrid, run_in_process, task_identity
+from tests.federations import digest_of, small_config
+
+MEMBERS = {f"node-{k}": Member(f"node-{k}", 100 - k, 10) for k in range(10)}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    levels = {name: logging.getLogger(name).level for name in ("flwr", "fedgraft.node")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def run_with(app: ClientApp, config: RunConfig, folder: Path) -> None:
+    with task_identity():
+        server.app.run(config, InProcessGrid(app, config, range(4), folder), folder)
+
+
+def misbehaving(partition: int, answer: Callable[[Message], Message]) -> ClientApp:
+    """The real app, but for one node's training replies."""
+    app = ClientApp()
+
+    @app.query(wire.HELLO_ACTION)
+    def hello(message: Message, context: Context) -> Message:
+        return client.app.hello(message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        wrong = context.node_config["partition-id"] == partition
+        return answer(message) if wrong else client.app.train(message, context)
+
+    return app
+
+
+def test_a_cohort_is_chosen_by_name_and_seed() -> None:
+    def names(seed: int | None, round_: int) -> list[str]:
+        return [member.name for member in choose_cohort(MEMBERS, 4, seed, round_)]
+
+    assert names(1, 1) == names(1, 1)
+    assert len({tuple(names(1, round_)) for round_ in range(20)}) > 10
+    other_ids = {name: Member(name, hash(name), 10) for name in reversed(MEMBERS)}
+    assert [member.name for member in choose_cohort(other_ids, 4, 1, 1)] == names(1, 1)
+    assert len(choose_cohort(MEMBERS, None, 1, 1)) == 10
+
+
+def test_only_the_cohort_is_asked_and_pays(tmp_path: Path) -> None:
+    run_in_process(small_config(federation={"cohort": 2}), tmp_path, range(4))
+    lines = read_lines(tmp_path / "rounds.jsonl")
+    assert [line["nodes"] for line in lines] == [2, 2, 2]
+    latest = RunStore(tmp_path, server.app.run_identity(tmp_path)).latest()
+    assert latest is not None
+    assert sum(latest.participation.values()) == 6
+
+
+BAD_ANSWERS: dict[str, Callable[[Message], Message]] = {
+    "an error": lambda message: Message(Error(1, "secret"), reply_to=message),
+    "nothing": lambda message: Message(RecordDict(), reply_to=message),
+    "a refusal": lambda message: wire.encode_reply(Refusal(Reason.BUDGET), message),
+    "another shape": lambda message: Message(
+        RecordDict({wire.ARRAYS: ArrayRecord({"weight": Array(np.zeros((3, 3), dtype=np.float32))})}), reply_to=message
+    ),
+    "not a number": lambda message: Message(
+        RecordDict(
+            {
+                wire.ARRAYS: ArrayRecord(
+                    {
+                        "weight": Array(np.full((10, 64), np.nan, dtype=np.float32)),
+                        "bias": Array(np.zeros(10, dtype=np.float32)),
+                    }
+                )
+            }
+        ),
+        reply_to=message,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ANSWERS)
+def test_a_node_that_answers_nonsense_is_dropped_and_the_round_goes_on(kind: str, tmp_path: Path) -> None:
+    run_with(misbehaving(2, BAD_ANSWERS[kind]), small_config(), tmp_path)
+    lines = read_lines(tmp_path / "rounds.jsonl")
+    assert [line["nodes"] for line in lines] == [3, 3, 3]
+    assert set(lines[0]["failed"]) == {"node-002"}
+    assert "secret" not in (tmp_path / "rounds.jsonl").read_text()
+
+
+def test_a_round_without_any_update_stops_with_the_reasons(tmp_path: Path) -> None:
+    app = ClientApp()
+    app.query(wire.HELLO_ACTION)(client.app.hello)
+    app.train()(lambda message, context: BAD_ANSWERS["a refusal"](message))
+    with pytest.raises(PrivacyError, match=r"updates in round 1, got: budget \(4 nodes\)"):
+        run_with(app, small_config(), tmp_path)
+    app = ClientApp()
+    app.query(wire.HELLO_ACTION)(lambda message, context: BAD_ANSWERS["nothing"](message))
+    with pytest.raises(ProtocolError, match=r"accept the offer, got: protocol \(4 nodes\)"):
+        run_with(app, small_config(), tmp_path)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+def test_a_run_that_stopped_after_any_round_goes_on_to_the_same_head(strategy: str, tmp_path: Path) -> None:
+    config = small_config(federation={"strategy": strategy, "rounds": 4})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    run_in_process(config, whole, range(4))
+
+    class StoppedError(Exception):
+        """The test pulls the plug."""
+
+    calls = iter(range(100))
+
+    def unplugged(message: Message, context: Context) -> Message:
+        reply = client.app.train(message, context)
+        if next(calls) == 9:  # in the middle of round 3, after the node has committed
+            raise KeyboardInterrupt(StoppedError)
+        return reply
+
+    app = ClientApp()
+    app.query(wire.HELLO_ACTION)(client.app.hello)
+    app.train()(unplugged)
+    with pytest.raises(KeyboardInterrupt):
+        run_with(app, config, broken)
+    assert len(read_lines(broken / "rounds.jsonl")) == 2
+    run_in_process(config, broken, range(4))
+    assert digest_of(broken) == digest_of(whole)
+    assert len(read_lines(broken / "rounds.jsonl")) == 4
+
+
+def test_one_seed_gives_one_head_and_another_another(tmp_path: Path) -> None:
+    digests = []
+    for number, seed in enumerate((7, 7, 8)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run_in_process(small_config(federation={"seed": seed}), folder, range(4))
+        digests.append(digest_of(folder))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_without_a_seed_no_two_runs_are_alike(tmp_path: Path) -> None:
+    digests = set()
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run_in_process(small_config(federation={"seed": None}), folder, range(4))
+        digests.add(digest_of(folder))
+    assert len(digests) == 2
+
+
+def test_weights_are_declared_sizes_or_equal(tmp_path: Path) -> None:
+    heads = []
+    for weighting in ("declared", "equal"):
+        folder = tmp_path / weighting
+        folder.mkdir()
+        skewed = {"partition": "quantity", "alpha": 0.7}
+        config = small_config(
+            federation={"weighting": weighting, "seed": 1}, data=skewed, privacy={"sampling_rate": 1.0}
+        )
+        run_in_process(config, folder, range(4))
+        latest = RunStore(folder, server.app.run_identity(folder)).latest()
+        assert latest is not None
+        heads.append(latest.head["weight"])
+    assert not torch.equal(heads[0], heads[1])
