@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -93,7 +94,27 @@ def _roles(keys: list[str]) -> dict[str, str]:
 def predict(
     model: Annotated[Path, typer.Argument(help="A run folder's model/ folder.", show_default=False)],
     files: Annotated[list[Path], typer.Argument(help="Images to classify.", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Classify new images with a trained model."""
-    raise ConfigError("this version of fedgraft has no predict command yet")
+    from common.data import read_images
+    from common.model_folder import load_model
+
+    loaded = load_model(model)
+    classes = loaded.facts.model.classes
+    probabilities = loaded.probabilities(read_images(files))
+    best = probabilities.argmax(dim=1).tolist()
+    if as_json:
+        rows = [
+            {
+                "file": str(file),
+                "class": classes[index],
+                "probabilities": dict(zip(classes, row.tolist(), strict=True)),
+            }
+            for file, index, row in zip(files, best, probabilities, strict=True)
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    width = max(len(str(file)) for file in files)
+    for file, index, row in zip(files, best, probabilities, strict=True):
+        typer.echo(f"{file!s:<{width}}  {classes[index]}  {float(row[index]):.3f}")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from common import durable
 from common.backbones.controls import load_reference
+from common.backbones.preprocessing import ImagePreprocessing
+from common.data.local import Images
 from common.errors import BackboneMismatchError, ConfigError
 from common.grafting import Trunk
 from common.heads import build_head, load_arrays
@@ -50,19 +49,19 @@ class Model:
     """A trunk with a trained head."""
 
     facts: ModelFacts
-    backbone_trunk: Trunk
+    trunk: Trunk
     head: nn.Module
-    preprocessing: Any
+    preprocessing: ImagePreprocessing
 
     @torch.inference_mode()
-    def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    def probabilities(self, images: Images) -> Tensor:
         """Probability of each class for each image, shape (N, K).
 
         Args:
-            images: uint8, (N, H, W) or (N, H, W, C), or a sequence of images of differing sizes.
+            images: uint8, (N, H, W) or (N, H, W, C), or a tuple of images of differing sizes.
         """
         logits = [
-            self.head(self.backbone_trunk(self.preprocessing(images[start : start + BATCH])))
+            self.head(self.trunk(self.preprocessing(images[start : start + BATCH])))
             for start in range(0, len(images), BATCH)
         ]
         return torch.cat(logits).softmax(dim=1)

@@ -77,7 +77,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="could not write .* choose a writable folder"):
+    with pytest.raises(ConfigError, match=r"could not write .* choose a writable folder"):
         write_bytes(tmp_path / "absent" / "file", b"")
 
 

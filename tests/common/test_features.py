@@ -50,7 +50,9 @@ def test_only_new_records_are_computed(cache: FeatureCache) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(order=st.lists(st.integers(0, 29), min_size=1, max_size=80))
-def test_any_order_and_any_repetition_gives_each_record_its_own(order: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_order_and_any_repetition_gives_each_record_its_own(
+    order: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     backbone, data = raw_pixels(4), images(30)
     everything = extract(backbone, None, data)
     cache = FeatureCache(tmp_path_factory.mktemp("cache"))
@@ -69,7 +71,9 @@ def test_a_record_has_the_same_bits_in_any_company() -> None:
 def test_each_ingredient_of_the_key_has_its_own_address() -> None:
     backbone = raw_pixels(4)
     other_preprocessing = dataclasses.replace(backbone.preprocessing, contrast_floor=0.5)
-    deeper = dataclasses.replace(backbone, stages={"pixels": backbone.stages["pixels"], "more": backbone.stages["pixels"]})
+    deeper = dataclasses.replace(
+        backbone, stages={"pixels": backbone.stages["pixels"], "more": backbone.stages["pixels"]}
+    )
     variants: list[tuple[Backbone, str | None]] = [
         (backbone, None),
         (dataclasses.replace(backbone, digest="1" * 64), None),

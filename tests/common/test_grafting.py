@@ -77,5 +77,5 @@ def test_the_control_without_a_trunk_does_move(backbone: Backbone) -> None:
 
 
 def test_an_unknown_cut_names_the_nearest_stage(backbone: Backbone) -> None:
-    with pytest.raises(ConfigError, match="stem, summary, join.*got 'sumary'; did you mean 'summary'"):
+    with pytest.raises(ConfigError, match=r"stem, summary, join.*got 'sumary'; did you mean 'summary'"):
         Trunk(backbone, "sumary")
