@@ -115,7 +115,7 @@ def test_a_damaged_segment_is_one_sentence(cache: FeatureCache) -> None:
     cache.features(backbone, None, data)
     (segment,) = cache.folder.rglob("*.safetensors")
     segment.write_bytes(segment.read_bytes()[:100])
-    with pytest.raises(ConfigError, match="is damaged .* delete it and run again"):
+    with pytest.raises(ConfigError, match=r"is damaged .* delete it and run again"):
         cache.features(backbone, None, data)
 
 
