@@ -39,7 +39,9 @@ def raw_pixels(size: int) -> Backbone:
         ConfigError: the size is not within 1 to 256.
     """
     if not 1 <= size <= MAX_PIXELS:
-        raise ConfigError(f"expected a size of 1 to {MAX_PIXELS} pixels for raw pixels, got {size}; choose a smaller one")
+        raise ConfigError(
+            f"expected a size of 1 to {MAX_PIXELS} pixels for raw pixels, got {size}; choose a smaller one"
+        )
     preprocessing = ImagePreprocessing(size=size, channels=1)
     digest = backbone_digest({"family": "pixels"}, preprocessing.describe(), {})
     stages: dict[str, nn.Module] = {"pixels": nn.Flatten()}

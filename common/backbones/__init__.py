@@ -1,0 +1,1 @@
+"""Backbones: pre-trained models as ordered lists of stages, and where they come from."""

@@ -1,0 +1,63 @@
+"""The backbone: an ordered list of stages with its preprocessing, its provenance and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from common.backbones.preprocessing import ImagePreprocessing
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pre-trained model that a cut point can divide.
+
+    Attributes:
+        name: the reference it was loaded by, such as ``"embedded/glyph"``.
+        stages: in order; each maps the previous one's output to its own, a Tensor or a tuple of Tensors with the batch
+            first. The last one gives features (N, D), already centred and scaled by public constants. Every stage is
+            in eval mode and none of its parameters wants a gradient.
+        preprocessing: from records to the first stage's input.
+        licence: of the weights.
+        trained_on: whose data the weights have seen; a promise about a head does not cover it.
+        digest: SHA-256, in hex, over architecture, preprocessing and weights.
+    """
+
+    name: str
+    stages: Mapping[str, nn.Module]
+    preprocessing: ImagePreprocessing
+    licence: str
+    trained_on: str
+    digest: str
+
+
+def backbone_digest(
+    architecture: Mapping[str, Any], preprocessing: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> str:
+    """SHA-256, in hex, over everything that decides what a backbone computes.
+
+    Args:
+        architecture: description of the network, JSON values only.
+        preprocessing: ``ImagePreprocessing.describe()``.
+        tensors: parameters and buffers by name, of any order.
+
+    Returns:
+        64 hex digits; another order of keys or names gives the same.
+    """
+    described = {"architecture": architecture, "preprocessing": preprocessing}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Put a module into eval mode and take the gradients away; the module itself is returned."""
+    return module.eval().requires_grad_(False)

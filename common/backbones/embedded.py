@@ -1,0 +1,213 @@
+"""The embedded network: a small residual network whose every stage leaves a coarse summary in the features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+STAGES = ("stem", "stage1", "stage2", "stage3", "pool")
+
+_GROUP = 16
+_CONTRAST_FLOOR = 0.1
+_DEVIATION_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the embedded network is made of.
+
+    Attributes:
+        size: side of the square input, pixels.
+        widths: channels of stages 1 to 3, multiples of 16; stage k works on a map of side ``size / 2**k``.
+        blocks: residual blocks of each stage.
+        grid: side of the grid that a stage's map is averaged to, so that coarse position survives.
+        bins: of the histogram of brightness that the summary starts with.
+        thumbnail: side of the small picture that comes after it.
+        emphasis: what the histogram's few features are multiplied by, so that many others do not drown them.
+    """
+
+    size: int = 32
+    widths: tuple[int, int, int] = (32, 64, 128)
+    blocks: tuple[int, int, int] = (1, 2, 2)
+    grid: int = 2
+    bins: int = 16
+    thumbnail: int = 8
+    emphasis: float = 3.0
+
+    @property
+    def summary_size(self) -> int:
+        """F, the length of the summary of all stages."""
+        return self.bins + self.thumbnail**2 + self.grid**2 * sum(self.widths)
+
+    def describe(self) -> dict[str, Any]:
+        """Name everything but the weights that decides what the network computes; part of the digest."""
+        return {"family": "summarised-resnet-v1", "normalisation": "group", **_plain(asdict(self))}
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with GroupNorm beside a shortcut; the first may halve the map."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.GroupNorm(channels // _GROUP, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.GroupNorm(channels // _GROUP, channels)
+        self.shortcut = nn.Identity() if channels == channels_in else nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.stride = stride
+
+    def forward(self, map_: Tensor) -> Tensor:
+        """(N, C_in, S, S) -> (N, C, S / stride, S / stride)."""
+        inner = functional.relu(self.norm1(self.conv1(map_)))
+        inner = self.norm2(self.conv2(inner))
+        beside = functional.avg_pool2d(map_, self.stride) if self.stride > 1 else map_
+        return functional.relu(inner + self.shortcut(beside))
+
+
+class Stem(nn.Module):
+    """The first convolution, over the image at its own contrast; halves it and starts the summary.
+
+    Contrast is taken away because shapes are then learnt much faster. What it said goes straight into the summary: a
+    histogram of the brightness and a small picture, neither of them trained.
+    """
+
+    def __init__(self, channels: int, *, bins: int, thumbnail: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, channels, 5, 2, 2, bias=False)
+        self.norm = nn.GroupNorm(channels // _GROUP, channels)
+        self.bins, self.thumbnail = bins, thumbnail
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1, S, S) -> a map (N, C, S / 2, S / 2) and a summary (N, bins + thumbnail²)."""
+        map_ = functional.relu(self.norm(self.conv(standardise(images))))
+        picture = functional.adaptive_avg_pool2d(images, self.thumbnail).flatten(1)
+        return map_, torch.cat([histogram(images, self.bins), picture], dim=1)
+
+
+class Stage(nn.Module):
+    """Residual blocks; what they end with is averaged over a coarse grid and added to the summary."""
+
+    def __init__(self, channels_in: int, channels: int, blocks: int, *, stride: int, grid: int) -> None:
+        super().__init__()
+        inner = [Residual(channels, channels, 1) for _ in range(blocks - 1)]
+        self.blocks = nn.Sequential(Residual(channels_in, channels, stride), *inner)
+        self.grid = grid
+
+    def forward(self, before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Map (N, C_in, S, S) and summary (N, F) -> map (N, C, S', S') and summary (N, F + grid² C)."""
+        map_, summary = before
+        map_ = self.blocks(map_)
+        pooled = functional.adaptive_avg_pool2d(map_, self.grid).flatten(1)
+        return map_, torch.cat([summary, pooled], dim=1)
+
+
+class Pool(nn.Module):
+    """Features from the summary: centred and scaled by public constants, then scaled to one norm for every record.
+
+    The norm is sqrt(D), the root mean square of the features 1: a record's gradient in a linear head is then bounded by
+    its error alone, which suits clipping. The constants are buffers, measured on generated images.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    def forward(self, before: tuple[Tensor, Tensor]) -> Tensor:
+        """Map and summary (N, D) -> features (N, D)."""
+        _, summary = before
+        features = (summary - self.mean) * self.scale
+        scaled: Tensor = functional.normalize(features, dim=1) * math.sqrt(features.shape[1])
+        return scaled
+
+    def calibrate(self, summaries: Tensor, emphasis: Tensor) -> None:
+        """Measure the constants on the summaries (N, D) of public images; multiply the scale by ``emphasis`` (D,)."""
+        self.mean.copy_(summaries.mean(dim=0))
+        self.scale.copy_(emphasis / summaries.std(dim=0).clamp_min(_DEVIATION_FLOOR))
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Give each image (N, 1, S, S) mean 0 and deviation 1 by its own pixels; blank ones stay blank."""
+    centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return centred / deviation.clamp_min(_CONTRAST_FLOOR)
+
+
+def histogram(images: Tensor, bins: int) -> Tensor:
+    """Square roots of a soft histogram of each image's brightness over [-2, 2], (N, bins); their squares sum to 1."""
+    at = (images.flatten(1).clamp(-2, 2) + 2) * (bins - 1) / 4
+    low = at.floor().clamp_max(bins - 2)
+    counts = torch.zeros(len(images), bins, dtype=at.dtype, device=at.device)
+    counts = counts.scatter_add(1, low.long(), low + 1 - at).scatter_add(1, low.long() + 1, at - low)
+    return (counts / at.shape[1]).sqrt()
+
+
+def build_stages(architecture: Architecture, seed: int = 0) -> nn.ModuleDict:
+    """Make the stages with random weights.
+
+    Args:
+        architecture: what to build.
+        seed: of the weights; the global generator is left as it was.
+
+    Returns:
+        The stages by name, in order, trainable and in training mode; the constants of ``pool`` are not measured yet.
+    """
+    widths, blocks, grid = architecture.widths, architecture.blocks, architecture.grid
+    with _seeded(seed):
+        return nn.ModuleDict(
+            {
+                "stem": Stem(widths[0], bins=architecture.bins, thumbnail=architecture.thumbnail),
+                "stage1": Stage(widths[0], widths[0], blocks[0], stride=1, grid=grid),
+                "stage2": Stage(widths[0], widths[1], blocks[1], stride=2, grid=grid),
+                "stage3": Stage(widths[1], widths[2], blocks[2], stride=2, grid=grid),
+                "pool": Pool(architecture.summary_size),
+            }
+        )
+
+
+def summarise(stages: nn.ModuleDict, images: Tensor) -> Tensor:
+    """Run every stage but the last.
+
+    Args:
+        stages: from ``build_stages``.
+        images: preprocessed, (N, 1, S, S).
+
+    Returns:
+        The summary (N, D) of all stages, neither centred nor scaled; that of stage 3 comes last.
+    """
+    state = stages["stem"](images)
+    for name in STAGES[1:-1]:
+        state = stages[name](state)
+    summary: Tensor = state[1]
+    return summary
+
+
+def calibrate(stages: nn.ModuleDict, images: Tensor, architecture: Architecture) -> None:
+    """Measure the constants of ``pool`` on public, preprocessed images (N, 1, S, S)."""
+    pool = stages["pool"]
+    assert isinstance(pool, Pool)
+    emphasis = torch.ones(architecture.summary_size)
+    emphasis[: architecture.bins] = architecture.emphasis
+    with torch.no_grad():
+        pool.calibrate(torch.cat([summarise(stages, part) for part in torch.split(images, 256)]), emphasis)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
