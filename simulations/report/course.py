@@ -71,7 +71,7 @@ def seconds_plot(run: Run) -> Markup:
         return missing("Time of each round")
     figure = figures.over_rounds(lines, label="", references={}, unit="s")
     mean = figures.mean_curve(lines).values
-    note = f"All nodes one after the other: {wording.duration(sum(mean) / len(mean))} a round on average"
+    note = f"Wall time of a round with all its nodes: {wording.duration(sum(mean) / len(mean))} on average"
     return plate("seconds", "Time of each round", figure, f"{note}.", f"{note}{faint(lines)}.")
 
 

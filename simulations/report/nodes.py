@@ -162,7 +162,7 @@ def nodes_table(run: Run) -> Markup:
     names = node_names(run.facts)
     if not names:
         return missing("ε of each node")
-    columns = ["Node", "Records", "Classes", "ε", "Open reservations", "Federated", "Alone", "Gain (points)"]
+    columns = ["Node", "Records", "Classes", "ε", "Federated", "Alone", "Gain (points)", "Open reservations"]
     pairs = {score.name: score for score in scores(run.facts)}
     rows = [node_row(run.facts, name, pairs.get(name)) for name in names]
     caption = f"Every node; ε: {wording.conditions(run.facts)}{'' if wording.is_guarantee(run.facts) else ', nominal'}"
@@ -181,8 +181,8 @@ def node_row(facts: Facts, name: str, score: figures.NodeScore | None) -> list[s
         wording.whole(record_count(facts, name)),
         wording.whole(classes),
         wording.epsilon(facts.numbers("privacy", "epsilon_per_node").get(name)),
-        spans(open_rounds) if open_rounds else wording.DASH,
         wording.percent(score.federated if score else None),
         wording.percent(score.alone if score else None),
         wording.DASH if gained is None else wording.points(gained),
+        spans(open_rounds) if open_rounds else wording.DASH,
     ]

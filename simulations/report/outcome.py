@@ -221,7 +221,8 @@ def metrics_table(facts: Facts) -> Markup:
     note = "Exact figures, computed by the server on the held-out records; not covered by ε."
     if not rows:
         return missing("Other metrics")
-    shown = table("Other metrics", ["Metric", "Value"], rows, numeric=(1,))
+    short = all(len(value) <= len(wording.NOT_COMPUTED) for _, value in rows)
+    shown = table("Other metrics", ["Metric", "Value"], rows, numeric=(1,) if short else ())
     return element(
         "div", shown if len(rows) <= 20 else folded(f"{len(rows)} metrics", shown), paragraph(note, class_="note")
     )

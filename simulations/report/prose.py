@@ -130,7 +130,7 @@ def repetition_limits(run: Run) -> list[tuple[str, str]]:
     seeds = len(run.seeds)
     several = (
         f"This report averages {seeds} seeds, each a world of its own with its own ledgers: its ε is that of one. "
-        f"Whoever sees the models of all {seeds} faces up to {seeds} times as much. "
+        f"Whoever sees the models of all {seeds} faces up to {seeds} times as much (ε and δ add up). "
         if seeds > 1
         else ""
     )

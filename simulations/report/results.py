@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from common.errors import ConfigError
 
 RESULT, ROUNDS, CONFIG = "result.json", "rounds.jsonl", "config.toml"
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Facts:
     def text(self, *path: str) -> str | None:
         """Return the non-empty text, or the scalar as text, at ``path``."""
         value = self.get(*path)
-        return str(value) if isinstance(value, str | int | float) and value != "" else None
+        if isinstance(value, str):
+            return value or None
+        return str(value) if finite(value) is not None else None
 
     def flag(self, *path: str) -> bool:
         """Return whether ``path`` holds exactly ``true``."""
@@ -147,7 +151,7 @@ def read_result(path: Path) -> dict[str, Any]:
             f"expected a finished run's {path.name} in {path.parent}, found none; finish it with --resume"
         )
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value = parsed(text)
     except ValueError as error:
         raise ConfigError(f"expected JSON in {path}, found something else; run the simulation again") from error
     if not isinstance(value, dict):
@@ -159,7 +163,7 @@ def round_lines(path: Path) -> Iterator[RoundLine]:
     """Yield the rounds, leaving out a line that a crash cut short."""
     for text in (read_text(path) or "").splitlines():
         try:
-            facts = Facts(json.loads(text, parse_constant=lambda _: None))
+            facts = Facts(parsed(text))
         except ValueError:
             continue
         number = facts.count("round")
@@ -183,8 +187,28 @@ def round_line(number: int, facts: Facts) -> RoundLine:
 
 
 def read_text(path: Path) -> str | None:
-    """Return a file's text, or ``None`` when there is no such file."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    """Return a file's printable text, or ``None`` when there is no such file."""
+    return printable(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+
+
+def parsed(text: str) -> Any:
+    """Return JSON without NaN and infinities (they become ``None``) and without unprintable characters."""
+    return printable(json.loads(text, parse_constant=lambda _: None))
+
+
+def printable(value: Any) -> Any:
+    """Replace characters that no page can show, or that turn the text around them, in all texts of ``value``.
+
+    >>> printable({"a" + chr(0): [chr(0x202E) + "b", 1]}) == {"a" + chr(0xFFFD): [chr(0xFFFD) + "b", 1]}
+    True
+    """
+    if isinstance(value, str):
+        return UNPRINTABLE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [printable(item) for item in value]
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    return value
 
 
 def finite(value: Any) -> float | None:

@@ -60,6 +60,7 @@ nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
 .pair, .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr));
   gap: 24px 40px; align-items: start; }
 .pair > *, .grid > * { min-width: 0; }
+.grid + .pair { margin-top: 24px; }
 .grid .wide { grid-column: 1 / -1; }
 figure { margin: 0 0 12px; } figure h3 { margin-top: 0; }
 figcaption { margin-top: 4px; max-width: 70ch; }

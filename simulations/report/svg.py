@@ -127,37 +127,18 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")  # the reader's fonts will have it
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for pattern, replacement in (
-        (r"<metadata>.*?</metadata>", ""),
-        (r"<style[^>]*>.*?</style>", ""),  # it would apply to the whole page
-        (r"<!--.*?-->", ""),
-        (r'\sxmlns(:xlink)?="[^"]*"', ""),
-        (r"xlink:href=", "href="),
-        (r"\n\s*", "\n"),
-    ):
-        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{quoted(description)}">', svg, count=1
-    )
-    return Markup(themed(own_identifiers(svg, name)))
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r"\n\s*", "\n", svg[svg.index("<svg") :])
+    used = frozenset(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", svg))
+    svg = re.sub(r"<[^>]*>", lambda tag: adopted(tag[0], name, used), svg)  # tags only: names in texts stay as they are
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))
 
 
-def quoted(text: str) -> str:
-    """Escape text for an attribute inside a regular expression's replacement."""
-    return escape(text).replace("\\", r"\\")
-
-
-def own_identifiers(svg: str, name: str) -> str:
-    """Prefix the identifiers that are referred to, drop the others."""
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    svg = re.sub(r'\sid="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
-    return re.sub(r'(href="#|url\(#)([^")]+)', rf"\1{name}-\2", svg)
-
-
-def themed(svg: str) -> str:
-    """Replace the placeholder colours by the page's."""
-    return re.sub(
-        r"#0[1-7]0[2-8]0[3-9]", lambda match: f"var(--{ROLES[match[0]]})" if match[0] in ROLES else match[0], svg
-    )
+def adopted(tag: str, name: str, used: frozenset[str]) -> str:
+    """Return a tag in the page's colours, its identifiers prefixed, or dropped where nothing refers to them."""
+    if tag.startswith("<svg"):
+        tag = re.sub(r'\s(?:xmlns(?::xlink)?|version|width|height)="[^"]*"', "", tag)
+    tag = re.sub(r'\sid="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", tag)
+    tag = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', tag)
+    tag = tag.replace("url(#", f"url(#{name}-")
+    return re.sub(r"#0[1-7]0[2-8]0[3-9]", lambda match: f"var(--{ROLES[match[0]]})", tag)

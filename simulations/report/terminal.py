@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +27,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
         left out; anything else that is missing is said to be "not computed".
     """
     facts = Facts(result)
-    table = Table(title=headline(facts), title_justify="left", show_header=False, pad_edge=False)
+    table = Table(title=headline(facts), title_justify="left", show_header=False, box=SIMPLE)
     table.add_column("what", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("remark", style="dim")

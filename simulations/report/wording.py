@@ -73,10 +73,10 @@ def size(value_bytes: float | None) -> str:
     """
     if value_bytes is None:
         return NOT_COMPUTED
-    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
-        if value_bytes >= 1000**power:
-            return f"{value_bytes / 1000**power:.3g}{THIN}{unit}" if value_bytes < 999.5 * 1000**power else "≥ 1000 TB"
-    return f"{value_bytes:.0f}{THIN}B"
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = sum(value_bytes >= 999.5 * 1000**below for below in range(len(units) - 1))
+    number = value_bytes / 1000**power
+    return f"{number:.0f}{THIN}{units[power]}" if number >= 99.95 or power == 0 else f"{number:.3g}{THIN}{units[power]}"
 
 
 def duration(value_s: float | None) -> str:

@@ -181,3 +181,43 @@ def failed_rounds(folder: Path) -> Path:
     contents["open_reservations"] = {"node-008": [4, 5, 6, 20]}
     contents["confidential"] = True
     return write_run(folder, contents, lines)
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "$\\frac{1}{0}$ & \\1 &amp;",
+    'id="a" href="#b" url(#c) #040506',
+    "]]> --> </svg></style>",
+    "診断 مرض 🫀",
+    "line\nbreak\ttab",
+    "\ud800 lone",
+    "x" * 300,
+    "javascript:alert(1)",
+)
+
+
+def hostile(folder: Path) -> Path:
+    """Write a run whose names, paths and reasons were chosen by somebody malicious."""
+    text = json.dumps({"result": result(), "lines": round_lines()})
+    for index, name in enumerate(HOSTILE):
+        text = text.replace(f'"node-{index:03d}"', json.dumps(name))
+    swapped = json.loads(text)
+    contents, lines = swapped["result"], swapped["lines"]
+    contents["data"]["classes"] = list(HOSTILE)
+    contents["data"]["source"] = "/data/<script>alert(1)</script>/x.npz"
+    for part in contents["partition"].values():
+        part["classes"] = dict(zip(HOSTILE, part["classes"].values(), strict=True))
+    for path in (
+        ("backbone", "name"),
+        ("backbone", "trained_on"),
+        ("privacy", "accountant"),
+        ("privacy", "noise_source"),
+    ):
+        contents[path[0]][path[1]] = HOSTILE[0]
+    contents["versions"] = {HOSTILE[0]: HOSTILE[1]}
+    contents["metrics"] = {HOSTILE[0]: HOSTILE[1], "per class": dict.fromkeys(HOSTILE, 0.5)}
+    contents["accuracy"][HOSTILE[1]] = 0.5
+    lines[3]["failed"] = {HOSTILE[0]: HOSTILE[1]}
+    contents["open_reservations"] = {HOSTILE[0]: [4]}
+    return write_run(folder, contents, lines, config=f'[data]\nsource = "{HOSTILE[0]}"\n')
