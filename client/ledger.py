@@ -263,6 +263,8 @@ class Ledger:
                 f"round {spend.round} of run {spend.run_id!r} must not be released twice, and its reply is no longer "
                 "kept as a later round was released; resume from the newest checkpoint"
             )
+        if hashlib.sha256(row[0]).hexdigest() != self._balance.committed[position]:
+            raise broken_chain(f"the reply kept for entry {position} is not the one that was committed")
         return StoredReply(row[0])
 
     def _store(self, reservation: Reservation, reply: bytes) -> None:

@@ -159,7 +159,7 @@ def _grad_sample(parameter: Any, units: int) -> Tensor:
 
 
 def _prepare_for_opacus(head: nn.Module) -> None:
-    """Refuse layers that Opacus cannot do; leave layers with parameters in train mode, without which it sees nothing."""
+    """Refuse what Opacus cannot do; put layers with parameters in train mode, without which it sees nothing."""
     modes = {module: module.training for module in head.modules()}
     errors = ModuleValidator.validate(head.train(), strict=False)
     if errors:
