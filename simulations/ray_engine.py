@@ -1,0 +1,246 @@
+"""The Ray engine: the same two apps, started by ``flwr run``, every node's messages handled by Ray's workers.
+
+The run has a SuperLink, ports and a Flower home of its own, so that it meets no other one on the machine. It runs in a
+folder of its own, so that every process imports the app from the bundle. When `run_on_ray` ends, in whatever way,
+`simulations.keeper` ends those processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from common import errors
+from common.config import RunConfig, to_flat
+from common.errors import ConfigError, FederationError
+from common.places import RUN_FOLDER
+from server.run_folder import FAILURE
+from simulations.bundle import assemble
+from simulations.keeper import ENDED
+
+LOG = "flower.log"
+POLL_S = 0.2
+QUERY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+STARTS = 3  # Flower gives its SuperLink 15 s to start, which a busy machine may miss
+LONGEST_TEMPORARY = 20  # characters; Ray puts sockets far below it, and their paths end at 107
+
+OnRound = Callable[[Mapping[str, Any]], None]
+
+
+def run_on_ray(
+    config: RunConfig,
+    run_folder: Path,
+    nodes: int,
+    on_round: OnRound = lambda entry: None,
+    *,
+    app: Callable[[Path], object] = assemble,
+) -> None:
+    """Run a federation through ``flwr run`` on Ray, and wait for its end.
+
+    Args:
+        config: of the run; ``data.source`` absolute or built in.
+        run_folder: exists; the apps find it in ``FEDGRAFT_RUN_FOLDER``. Flower's log goes to ``flower.log`` in it.
+        nodes: how many to simulate.
+        on_round: called with every new line of ``rounds.jsonl``.
+        app: writes the Flower app into a folder that it makes; ours by default.
+
+    Guarantees:
+        No process that was started is alive afterwards (on Linux), also after an interrupt, and shortly after this
+        process is killed.
+
+    Raises:
+        FederationError: of the kind and with the words that the ServerApp left in ``failure.json``; else, what Flower
+            says about the failure.
+    """
+    run_folder = run_folder.resolve()
+    (run_folder / FAILURE).unlink(missing_ok=True)
+    rounds = _Rounds(run_folder / "rounds.jsonl", on_round)
+    for _ in range(STARTS):
+        with _launched(config, run_folder, nodes, app) as flower:
+            while flower.runs():
+                rounds.report()
+                time.sleep(POLL_S)
+            status = flower.status()
+        rounds.report()
+        if status is not None:
+            break
+    raise_failure(status, run_folder)
+
+
+class _Rounds:
+    """Follows the file to which the server adds a line after each round."""
+
+    def __init__(self, path: Path, on_round: OnRound) -> None:
+        """Take what is there already as known."""
+        self._path, self._on_round = path, on_round
+        self._last = max((entry["round"] for entry in self._entries()), default=0)
+
+    def report(self) -> None:
+        """Pass new rounds on."""
+        for entry in self._entries():
+            if entry["round"] > self._last:
+                self._last = entry["round"]
+                self._on_round(entry)
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        """Read all complete lines."""
+        text = self._path.read_text() if self._path.exists() else ""
+        for line in text.splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+@dataclass(frozen=True)
+class _Flower:
+    """A ``flwr run`` under its keeper."""
+
+    keeper: subprocess.Popen[bytes]
+    environment: Mapping[str, str]
+    scratch: Path
+
+    def runs(self) -> bool:
+        """Tell whether ``flwr run``, which follows the run to its end, is still there."""
+        return self.keeper.poll() is None and not (self.scratch / ENDED).exists()
+
+    def status(self) -> Mapping[str, str] | None:
+        """Return how the run ended, in the SuperLink's words; None where none began."""
+        while run := self._first_run():
+            if run["status"].startswith("finished"):
+                return run
+            time.sleep(POLL_S)
+        return None
+
+    def _first_run(self) -> dict[str, str] | None:
+        """Ask the SuperLink for its only run."""
+        answer = subprocess.run(
+            [_flwr(self.environment), "ls", "started", "--format", "json"],
+            env=dict(self.environment),
+            cwd=self.scratch,
+            capture_output=True,
+            text=True,
+            timeout=QUERY_TIMEOUT_S,
+            check=False,
+        )
+        runs = json.loads(answer.stdout).get("runs") if answer.returncode == 0 else None
+        return dict(runs[0]) if runs else None
+
+
+@contextmanager
+def _launched(config: RunConfig, run_folder: Path, nodes: int, app: Callable[[Path], object]) -> Iterator[_Flower]:
+    """Start ``flwr run``; at the end of the block, end all that it started."""
+    scratch = _scratch_folder()
+    app(scratch / "app")
+    environment = _prepare(scratch, config, run_folder)
+    resources = f"num-supernodes={nodes} client-resources-num-cpus=1"
+    arguments = [str(scratch / "app"), "--run-config", str(scratch / "run.toml"), "--federation-config", resources]
+    command = [_flwr(environment), "run", *arguments, "--stream"]
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "simulations.keeper", str(scratch), str(run_folder / LOG), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        cwd=scratch / "work",
+        start_new_session=True,  # Ctrl-C is for us; the keeper acts when we close its standard input
+    )
+    try:
+        yield _Flower(keeper, environment, scratch)
+    finally:
+        keeper.communicate(timeout=STOP_TIMEOUT_S)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch_folder() -> Path:
+    """Make a folder whose path is short enough for Ray's sockets."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="fedgraft-", dir=usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"))
+
+
+def _prepare(scratch: Path, config: RunConfig, run_folder: Path) -> dict[str, str]:
+    """Write the app's configuration and Flower's into ``scratch``; return the environment to start it in."""
+    (scratch / "work").mkdir()
+    (scratch / "run.toml").write_text(tomli_w.dumps(to_flat(config)), encoding="utf-8")
+    port, control_port = _free_ports(2)
+    home = scratch / "flwr"
+    home.mkdir()
+    connections = {"default": "own", "own": {"address": ":local:"}, "started": _address(port)}
+    (home / "config.toml").write_text(tomli_w.dumps({"superlink": connections}), encoding="utf-8")
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {
+        **os.environ,
+        "PATH": programs,
+        RUN_FOLDER: str(run_folder),
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(control_port),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning each time
+        "RAY_TMPDIR": str(scratch),
+    }
+
+
+def _address(port: int) -> dict[str, str | bool]:
+    """Describe a SuperLink that is there already, so that asking it starts none."""
+    return {"address": f"127.0.0.1:{port}", "insecure": True}
+
+
+def _free_ports(count: int) -> list[int]:
+    """Find ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+
+
+def _flwr(environment: Mapping[str, str]) -> str:
+    """Find Flower's command line beside this Python, or elsewhere on the path."""
+    found = shutil.which("flwr", path=environment["PATH"])
+    if found is None:
+        raise ConfigError("expected the command flwr beside Python, but there is none; reinstall fedgraft")
+    return found
+
+
+def raise_failure(status: Mapping[str, str] | None, run_folder: Path) -> None:
+    """Raise what the ServerApp left, or what Flower says, unless the run was completed.
+
+    Args:
+        status: ``status`` and ``status-details`` as the SuperLink reports them; None where no run began.
+        run_folder: holds Flower's log, and ``failure.json`` if the ServerApp wrote one.
+
+    Raises:
+        FederationError: of the kind that ``failure.json`` names, or itself.
+    """
+    failure = run_folder / FAILURE
+    if failure.exists():
+        said = json.loads(failure.read_text())
+        kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+        raise kinds.get(said["kind"], FederationError)(said["message"])
+    if status is None:
+        raise FederationError(
+            f"flwr run could not start the run: {_last_words(run_folder / LOG)}; see {run_folder / LOG}"
+        )
+    if status["status"] != "finished:completed":
+        raise FederationError(f"the run on Ray failed: {status['status-details']}; see {run_folder / LOG}")
+
+
+def _last_words(log: Path) -> str:
+    """Return the last line of a log that holds words, without the box that Flower draws around errors."""
+    lines = [line.strip(" │╭╰─╮╯") for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
