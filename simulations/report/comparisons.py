@@ -80,7 +80,7 @@ def standard_error(run: Run, key: str) -> float | None:
     fraction, records = run.facts.number("accuracy", key), run.facts.number("data", "test")
     spread = run.facts.number("accuracy_std", key)
     errors = []
-    if fraction is not None and records:
+    if fraction is not None and records is not None and records > 0:
         errors.append(math.sqrt(max(fraction * (1 - fraction), 0) / records))
     if spread is not None:
         errors.append(spread / math.sqrt(max(len(run.seeds), 1)))

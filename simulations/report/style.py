@@ -82,7 +82,7 @@ th, td { text-align: left; vertical-align: top; padding: 6px 14px 6px 0; border-
   overflow-wrap: break-word; max-width: 36em; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-weight: 500; vertical-align: bottom; overflow-wrap: normal; }
-tbody th { font-weight: 500; min-width: 6.5em; }
+tbody th { font-weight: 500; min-width: 7em; }
 th.num, td.num { text-align: right; white-space: nowrap; } thead th.num { white-space: normal; }
 details { border-bottom: 1px solid var(--line); padding: 10px 0; }
 summary { cursor: pointer; font-weight: 600; }

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError
 from simulations.report import write_report
 from simulations.report.page import SECTIONS, page
-from simulations.report.results import Facts, Run, read_run
+from simulations.report.results import Facts, Run, finite, read_run, round_line
 from simulations.report.svg import theme
 from tests.simulations import report_folders
 from tests.simulations.report_folders import HOSTILE, result, round_lines, write_run
@@ -276,7 +276,7 @@ NONSENSE = st.sampled_from(
 
 
 @given(path=st.sampled_from(paths(SMALL)), other=st.sampled_from(paths(SMALL)), value=NONSENSE)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_value_breaks_the_page(path: tuple[str, ...], other: tuple[str, ...], value: object) -> None:
     contents: dict[str, Any] = json.loads(json.dumps(SMALL))
     for place in (path, other):
@@ -286,5 +286,16 @@ def test_no_value_breaks_the_page(path: tuple[str, ...], other: tuple[str, ...],
         target[place[-1]] = value
     with theme():
         html = page(Run("run", None, Facts(contents), ()))
+    assert not Page(html).open
+    assert "nan" not in Page(html).text
+
+
+@given(key=st.sampled_from(sorted(round_lines()[0])), value=NONSENSE, every=st.integers(1, 4))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_round_breaks_the_page(key: str, value: object, every: int) -> None:
+    lines = [line | ({key: value} if index % every == 0 else {}) for index, line in enumerate(round_lines(3, 4))]
+    rounds = tuple(round_line(line["round"], Facts(line)) for line in lines if finite(line["round"]) is not None)
+    with theme():
+        html = page(Run("run", None, Facts(SMALL), rounds))
     assert not Page(html).open
     assert "nan" not in Page(html).text
