@@ -2,7 +2,9 @@
 
 Exit status: 0 fine, 1 unexpected, 2 unusable input (`ConfigError`, or a wrong option), 3 a privacy promise would break
 (`PrivacyError`), 4 a peer sent something unusable (`ProtocolError`), 130 interrupted. Every refusal is one line
-``error: …`` on stderr; with ``--json`` stdout carries ``{"error": {"kind", "message", "status"}}`` as well.
+``error: …`` on stderr (several mistakes in one configuration: a line each below it); with ``--json`` stdout carries
+``{"error": {"kind", "message", "status"}}`` as well. ``raise KeyboardInterrupt("…")`` is how a command that was
+interrupted says how to go on.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ import typer.core
 import typer.main
 
 from common.errors import ConfigError, FederationError, PrivacyError, ProtocolError
+
+typer.core.HAS_RICH = False  # plain help, a fifth of the time; with rich, brackets come out escaped
 
 STATUS = {ConfigError: 2, PrivacyError: 3, ProtocolError: 4}
 INTERRUPTED = 130
@@ -64,6 +68,10 @@ COMMANDS = {
 }
 
 
+class _StoppedError(Exception):
+    """Ctrl-C, on its way past Typer, which would keep what it says to itself."""
+
+
 class LazyGroup(typer.core.TyperGroup):
     """Lists `COMMANDS` without importing them, and imports the one that is called."""
 
@@ -85,6 +93,13 @@ class LazyGroup(typer.core.TyperGroup):
             hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(COMMANDS)}"
             ctx.fail(f"there is no command {args[0]}; {hint}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the sub-command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _StoppedError(str(error) or "interrupted") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write their summaries, still without importing them."""
@@ -139,9 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return STATUS[ConfigError]
     except click.ClickException as error:
         return _refuse(ConfigError(_usage(error)), arguments)
-    except (click.Abort, KeyboardInterrupt) as error:
-        cause = error.__cause__ if isinstance(error, click.Abort) else error
-        print(f"\n{cause or ''}".strip() or "interrupted; nothing is left running", file=sys.stderr)
+    except (_StoppedError, click.Abort) as error:
+        print(str(error) or "stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, as in `fedgraft … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
