@@ -113,7 +113,11 @@ def epsilon_pld(events: Sequence[Event], delta: float) -> float:
     Source: Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380; Balle and Wang 2018,
         arXiv:1805.06530, theorem 8.
     """
-    grouped = group_events(events)
+    return _epsilon_pld(group_events(events), delta)
+
+
+@lru_cache(maxsize=4096)
+def _epsilon_pld(grouped: tuple[Event, ...], delta: float) -> float:
     if any(event.noise_multiplier <= 0 for event in grouped):
         return math.inf
     if all(event.sampling_rate >= 1 for event in grouped):

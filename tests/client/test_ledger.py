@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opacus.accountants import PRVAccountant
 
 from client.ledger import Ledger, Reservation, Spend, Statement, StoredReply
 from common.errors import ConfigError, FederationError, PrivacyError
@@ -79,6 +80,22 @@ def test_thirty_rounds_are_not_reported_as_one(path: Path) -> None:
         assert ledger.statement().epsilon == epsilon_pld([Event(sigma, 0.2, 150)], DELTA)
         with pytest.raises(PrivacyError, match="budget"):
             ledger.reserve(spend(31), plan)
+
+
+@pytest.mark.parametrize(("sigma", "rate", "steps"), [(2.0, 0.2, 1), (1.0, 0.05, 10)])
+def test_the_ledger_agrees_with_opacus_prv_and_is_never_above_rdp(
+    path: Path, sigma: float, rate: float, steps: int
+) -> None:
+    plan = PrivacyTerms("record", "local", rate, 30, steps, 1.0, sigma, DELTA).for_node(100)
+    opacus = PRVAccountant()
+    with open_ledger(path, cap=20.0) as ledger:
+        for round in range(1, 31):
+            ledger.reserve(spend(round), plan)
+            opacus.history = [(sigma, rate, round * steps)]
+            said = ledger.statement().epsilon
+            assert said <= epsilon_rdp([Event(sigma, rate, round * steps)], DELTA)
+            if round % 10 == 0:
+                assert said == pytest.approx(opacus.get_epsilon(DELTA), rel=0.01)
 
 
 def test_the_cap_refuses_the_round_that_would_pass_it_and_charges_nothing(ledger: Ledger) -> None:
