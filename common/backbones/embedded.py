@@ -31,6 +31,8 @@ class Architecture:
         bins: of the histogram of brightness that the summary starts with.
         thumbnail: side of the small picture that comes after it.
         emphasis: what the histogram's few features are multiplied by, so that many others do not drown them.
+        features: D, how many the summary is reduced to.
+        whitening: from 0, principal directions as strong as they are, to 1, all equally strong.
     """
 
     size: int = 32
@@ -40,6 +42,8 @@ class Architecture:
     bins: int = 16
     thumbnail: int = 8
     emphasis: float = 3.0
+    features: int = 256
+    whitening: float = 0.5
 
     @property
     def summary_size(self) -> int:
@@ -109,31 +113,41 @@ class Stage(nn.Module):
 
 
 class Pool(nn.Module):
-    """Features from the summary: centred and scaled by public constants, then scaled to one norm for every record.
+    """Features from the summary, by public constants; then scaled to one norm for every record.
 
-    The norm is sqrt(D), the root mean square of the features 1: a record's gradient in a linear head is then bounded by
-    its error alone, which suits clipping. The constants are buffers, measured on generated images.
+    The constants centre the summary and turn it onto the directions in which drawn images differ most: fewer
+    features mean less noise under differential privacy. The norm is sqrt(D), so that a record's gradient in a linear
+    head is bounded by its error alone, which suits clipping.
     """
 
     mean: Tensor
-    scale: Tensor
+    projection: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, summary: int, features: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("mean", torch.zeros(summary))
+        self.register_buffer("projection", torch.zeros(summary, features))
 
     def forward(self, before: tuple[Tensor, Tensor]) -> Tensor:
-        """Map and summary (N, D) -> features (N, D)."""
+        """Map and summary (N, F) -> features (N, D)."""
         _, summary = before
-        features = (summary - self.mean) * self.scale
+        features = (summary - self.mean) @ self.projection
         scaled: Tensor = functional.normalize(features, dim=1) * math.sqrt(features.shape[1])
         return scaled
 
-    def calibrate(self, summaries: Tensor, emphasis: Tensor) -> None:
-        """Measure the constants on the summaries (N, D) of public images; multiply the scale by ``emphasis`` (D,)."""
+    def calibrate(self, summaries: Tensor, emphasis: Tensor, whitening: float) -> None:
+        """Measure the constants on the summaries (N, F) of public images, N >= D.
+
+        Every entry is scaled to a deviation of its ``emphasis`` (F,); the principal directions of that are kept, each
+        divided by its deviation to the power of ``whitening``.
+        """
+        summaries = summaries.double()
+        scale = emphasis.double() / summaries.std(dim=0).clamp_min(_DEVIATION_FLOOR)
         self.mean.copy_(summaries.mean(dim=0))
-        self.scale.copy_(emphasis / summaries.std(dim=0).clamp_min(_DEVIATION_FLOOR))
+        variances, directions = torch.linalg.eigh(((summaries - summaries.mean(dim=0)) * scale).T.cov())
+        kept = self.projection.shape[1]
+        strongest = variances.flip(0)[:kept].clamp_min(_DEVIATION_FLOOR**2)
+        self.projection.copy_(scale[:, None] * directions.flip(1)[:, :kept] / strongest.pow(whitening / 2))
 
 
 def standardise(images: Tensor) -> Tensor:
@@ -170,7 +184,7 @@ def build_stages(architecture: Architecture, seed: int = 0) -> nn.ModuleDict:
                 "stage1": Stage(widths[0], widths[0], blocks[0], stride=1, grid=grid),
                 "stage2": Stage(widths[0], widths[1], blocks[1], stride=2, grid=grid),
                 "stage3": Stage(widths[1], widths[2], blocks[2], stride=2, grid=grid),
-                "pool": Pool(architecture.summary_size),
+                "pool": Pool(architecture.summary_size, architecture.features),
             }
         )
 
@@ -199,7 +213,8 @@ def calibrate(stages: nn.ModuleDict, images: Tensor, architecture: Architecture)
     emphasis = torch.ones(architecture.summary_size)
     emphasis[: architecture.bins] = architecture.emphasis
     with torch.no_grad():
-        pool.calibrate(torch.cat([summarise(stages, part) for part in torch.split(images, 256)]), emphasis)
+        summaries = torch.cat([summarise(stages, part) for part in torch.split(images, 256)])
+        pool.calibrate(summaries, emphasis, architecture.whitening)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class EmbeddedSpec:
 
 GLYPH = EmbeddedSpec(
     name="embedded/glyph",
-    digest="f06e9efe8f49ef83ec82126fdb0531ba90e635d57db344b3fb31017eedcee732",
+    digest="f08ee0070c8a5a6ea39d8d11724654fba1a26c40e4aa15e3263de1e18256587c",
     architecture=Architecture(),
     preprocessing=ImagePreprocessing(size=32, channels=1),
     licence="Apache-2.0",

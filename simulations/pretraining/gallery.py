@@ -67,7 +67,7 @@ class Recipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
     mixture: Mapping[str, Share] = field(default_factory=_mixture)
-    calibration: int = 512
+    calibration: int = 1024
     architecture: Architecture = field(default_factory=Architecture)
 
     @property
