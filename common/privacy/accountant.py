@@ -58,6 +58,7 @@ _ORDERS = (
     1024,
 )
 _UP = 1 + 1e-9
+_RDP_SLACK = 1e-12  # a step; its series cancel to about 2e-13, which may fall below zero where noise is very large
 
 
 @dataclass(frozen=True)
@@ -333,7 +334,8 @@ def _rdp_curve(noise_multiplier: float, sampling_rate: float) -> tuple[float, ..
     accountant = rdp_privacy_accountant.RdpAccountant(_ORDERS)
     with _without_convergence_warnings():
         accountant.compose(PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier)))
-    return tuple(map(float, accountant._rdp))  # dp-accounting has no public way to read the curve; pinned below 0.7
+    curve = np.maximum(accountant._rdp, 0)  # there is no public way to read it; dp-accounting is pinned below 0.7
+    return tuple(map(float, curve + _RDP_SLACK))
 
 
 @contextmanager

@@ -122,6 +122,21 @@ def test_full_batches_are_exact_and_never_below(sigma: float, steps: int, delta:
     assert epsilon == 0 or not log_delta_is_at_most(epsilon * (1 - 1e-5), delta * (1 - 1e-6))
 
 
+@pytest.mark.parametrize(
+    ("sigma", "q", "steps"), [(1e3, 0.1, 10**5), (1e4, 0.1, 10**5), (300.0, 0.3, 10**4), (500.0, 0.9, 10**5)]
+)
+def test_very_many_very_small_steps_are_not_lost_in_rounding(sigma: float, q: float, steps: int) -> None:
+    """Where each step says almost nothing the central limit is exact, so that it bounds from below here."""
+    limit = epsilon_pld([Event(1 / (q * math.sqrt(steps * math.expm1(sigma**-2))), 1.0, 1)], DELTA)
+    assert limit * (1 - 1e-4) <= epsilon_pld([Event(sigma, q, steps)], DELTA) <= limit * 1.03
+    assert epsilon_rdp([Event(sigma, q, steps)], DELTA) > limit
+
+
+def test_cancellation_in_the_rdp_series_is_not_taken_for_perfect_privacy(caplog: pytest.LogCaptureFixture) -> None:
+    assert epsilon_rdp([Event(1e5, 1e-6, 10**6)], DELTA) > 0
+    assert not caplog.records
+
+
 def test_full_batches_agree_with_the_numerical_pld() -> None:
     pld = privacy_loss_distribution.from_gaussian_mechanism(7.617 / math.sqrt(30), value_discretization_interval=1e-3)
     assert epsilon_pld([Event(7.617, 1.0, 30)], DELTA) == pytest.approx(pld.get_epsilon_for_delta(DELTA), rel=1e-4)
