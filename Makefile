@@ -38,7 +38,7 @@ clean:
 
 define install
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: fedgraft needs Python 3.11 or newer, %s is %d.%d; run make PYTHON=python3.12, say" % (sys.executable, v[0], v[1]))'
-	@echo "Installing into $(VENV): about 6 GB, once; two or three minutes on a fast network."
+	@echo "Installing into $(VENV); the first time about 6 GB, two or three minutes on a fast network."
 	@rm -f $(VENV)/.ready-*
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --editable '$(1)'

@@ -1,1 +1,19 @@
-"""Settings shared by all tests."""
+"""Settings shared by all tests: a cache of their own, and property tests that a busy machine does not fail."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+
+from hypothesis import settings
+
+from common.places import CACHE
+
+settings.register_profile("fedgraft", deadline=None)
+settings.load_profile("fedgraft")
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the variable
+    _cache = tempfile.TemporaryDirectory(prefix="fedgraft-tests-")
+    atexit.register(_cache.cleanup)
+    os.environ[CACHE] = _cache.name
