@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common.config import RunConfig
 from common.data.federation import assemble
-from common.features import as_tensor
+from common.features import as_tensor, cached_backbone
 from common.grafting import threads
 from common.heads import build_head, head_arrays, load_arrays
 from common.tasks import Scores, classification_loss
@@ -64,13 +64,26 @@ def run_baselines(config: RunConfig, preflight: Preflight, folder: Path, progres
     return worlds
 
 
+def check_baselines(config: RunConfig) -> None:
+    """Find out before the run whether its baselines can be run after it.
+
+    Raises:
+        ConfigError: a baseline needs a backbone that cannot be made.
+    """
+    if "no_transfer" in config.evaluation.baseline_names:
+        cached_backbone(_untrained(config))
+
+
+def _untrained(config: RunConfig) -> str:
+    return f"{config.model.backbone}@random-{config.federation.seed or 0}"
+
+
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     return _one_federation(_with(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}), folder)
 
 
 def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    reference = f"{config.model.backbone}@random-{config.federation.seed or 0}"
-    return _one_federation(_with(config, model={"backbone": reference}), folder)
+    return _one_federation(_with(config, model={"backbone": _untrained(config)}), folder)
 
 
 def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:

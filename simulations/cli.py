@@ -20,6 +20,7 @@ from common.config import RunConfig, load_config
 from common.errors import ConfigError
 from server.checkpoints import Line
 from simulations import preflight, run
+from simulations.baselines import check_baselines
 from simulations.report.terminal import result_table
 from simulations.result import Result
 
@@ -119,9 +120,11 @@ def _with_seeds(config: RunConfig, count: int) -> list[RunConfig]:
 def _preflight(config: RunConfig) -> preflight.Preflight:
     with _bars() as bars:
         task = bars.add_task("features", total=None, note="", visible=False)
-        return preflight.check(
+        ready = preflight.check(
             config, lambda done, total: bars.update(task, completed=done, total=total, visible=True, note="images")
         )
+    check_baselines(config)
+    return ready
 
 
 def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engine: str) -> Result:

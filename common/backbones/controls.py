@@ -23,10 +23,16 @@ def load_reference(reference: str) -> Backbone:
         ConfigError: as ``load_backbone`` raises it.
     """
     if twin := _TWIN.fullmatch(reference):
-        return untrained_twin(load_backbone(twin["original"]), int(twin["seed"]))
+        return _untrained(twin["original"], int(twin["seed"]))
     if pixels := _PIXELS.fullmatch(reference):
         return raw_pixels(int(pixels["size"]))
     return load_backbone(reference)
+
+
+def _untrained(reference: str, seed: int) -> Backbone:
+    if _PIXELS.fullmatch(reference):
+        return load_reference(reference)  # nothing in it was ever trained
+    return untrained_twin(load_backbone(reference), seed)
 
 
 def raw_pixels(size: int) -> Backbone:

@@ -1,0 +1,356 @@
+"""The command `fedgraft simulate`, from what the user types to what lies in the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fedgraft
+from common import durable
+from common.backbones.controls import raw_pixels
+from common.config import dump_toml
+from common.data import load_source
+from common.features import FeatureCache, default_cache
+from common.privacy.accountant import Event, epsilon_rdp
+from simulations.result import Result
+from tests.federations import digest_of, small_config
+
+RESULT_KEYS = {
+    "accuracy", "accuracy_std", "metrics", "privacy", "bytes", "timing_s", "rounds", "nodes", "seed", "versions",
+}  # fmt: skip
+PRIVACY_KEYS = {
+    "unit", "delta", "epsilon_per_node", "epsilon_budget", "noise_multiplier", "sampling_rate", "steps",
+    "clipping_norm", "accountant", "trust", "noise_source", "epsilon_is_guarantee",
+}  # fmt: skip
+
+
+def written(folder: Path, **sections: dict[str, Any]) -> Path:
+    """A configuration file of a small run."""
+    path = folder / "config.toml"
+    path.write_text(dump_toml(small_config(**sections)))
+    return path
+
+
+def result_of(folder: Path) -> Result:
+    found: Result = json.loads((folder / "result.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with all baselines."""
+    place = tmp_path_factory.mktemp("finished")
+    config = written(place, evaluation={"baselines": "all", "node_metrics": "exact"})
+    assert fedgraft.main(["simulate", str(config), "--out", str(place / "run")]) == 0
+    return place / "run"
+
+
+def test_the_run_folder_holds_what_is_promised(finished: Path) -> None:
+    result = result_of(finished)
+    assert result.keys() >= RESULT_KEYS
+    assert result["privacy"].keys() >= PRIVACY_KEYS
+    assert all(0 <= value <= 1 for value in result["accuracy"].values())
+    assert set(result["accuracy"]) == {"federated", "pooled", "local_mean", "no_dp", "no_transfer", "raw_pixels"}
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {"config.toml", "result.json", "rounds.jsonl", "checkpoints", "model", "ledgers", "report.html"}
+    assert {path.name for path in (finished / "model").iterdir()} == {"head.safetensors", "model.json", "MODEL_CARD.md"}
+    assert len((finished / "rounds.jsonl").read_text().splitlines()) == 3
+    assert set(json.loads((finished / "node_metrics.json").read_text())) == set(result["node_names"])
+
+
+def test_epsilon_in_the_result_is_the_ledgers_and_below_rdp(finished: Path) -> None:
+    privacy = result_of(finished)["privacy"]
+    assert len(privacy["epsilon_per_node"]) == 4
+    events = [Event(privacy["noise_multiplier"], privacy["sampling_rate"], privacy["steps"])]
+    for epsilon in privacy["epsilon_per_node"].values():
+        assert 0.9 * privacy["epsilon_budget"] < epsilon <= privacy["epsilon_budget"]
+        assert epsilon <= epsilon_rdp(events, privacy["delta"])
+
+
+def test_a_seeded_run_says_that_it_guarantees_nothing(finished: Path) -> None:
+    assert result_of(finished)["privacy"]["epsilon_is_guarantee"] is False
+    assert "no guarantee: seeded" in (finished / "report.html").read_text().lower()
+    assert "No guarantee: seeded" in (finished / "model" / "MODEL_CARD.md").read_text()
+
+
+def test_an_unseeded_run_is_a_guarantee(tmp_path: Path) -> None:
+    config = written(tmp_path, federation={"seed": None})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    privacy = result_of(tmp_path / "run")["privacy"]
+    assert (privacy["noise_source"], privacy["epsilon_is_guarantee"]) == ("system", True)
+
+
+def test_what_was_not_computed_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["simulate", str(written(tmp_path)), "--out", str(tmp_path / "run"), "--json", "--baselines", "no_dp"]
+    assert fedgraft.main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == result_of(tmp_path / "run")
+    assert printed["accuracy"]["no_dp"] > 0.5
+    assert printed["accuracy"]["pooled"] is None
+
+
+def test_the_baselines_charge_nothing_to_the_nodes_of_the_run(finished: Path) -> None:
+    ledgers = sorted(path.name for path in (finished / "ledgers").glob("*.sqlite"))
+    assert ledgers == [f"node-{k:03d}.sqlite" for k in range(4)]
+    for path in (finished / "ledgers").glob("*.sqlite"):
+        with sqlite3.connect(path) as connection:
+            entries = [json.loads(text) for (text,) in connection.execute("SELECT text FROM entries")]
+        assert sum(entry["kind"] == "reserve" for entry in entries) == 3
+
+
+def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
+    arguments = ["simulate", str(written(tmp_path)), "--out", str(tmp_path / "run"), "--seeds", "2"]
+    assert fedgraft.main(arguments) == 0
+    whole = result_of(tmp_path / "run")
+    parts = [result_of(tmp_path / "run" / f"seed-{seed}")["accuracy"]["federated"] for seed in (7, 8)]
+    assert whole["accuracy"]["federated"] == pytest.approx(sum(parts) / 2)
+    assert whole["accuracy_std"]["federated"] == pytest.approx(float(np.std(parts, ddof=1)))
+    assert (tmp_path / "run" / "report.html").exists()
+    assert fedgraft.main(["simulate", "--resume", str(tmp_path / "run")]) == 0
+    assert result_of(tmp_path / "run")["accuracy"] == whole["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("head", "data"),
+    [
+        ("mlp", {}),
+        ("linear", {"partition": "dirichlet", "alpha": 0.5}),
+        ("linear", {"partition": "shards"}),
+        ("linear", {"partition": "quantity", "alpha": 1.0}),
+    ],
+)
+def test_every_head_and_partition_runs(head: str, data: dict[str, Any], tmp_path: Path) -> None:
+    config = written(tmp_path, model={"head": head, "hidden": 8}, data=data, federation={"rounds": 2})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    assert result_of(tmp_path / "run")["accuracy"]["federated"] > 0.15
+
+
+def digit_files(folder: Path, count: int) -> list[Path]:
+    """Some digits as PNG files, in class folders, over two sites."""
+    digits = load_source("digits")
+    paths = []
+    for index in range(count):
+        place = folder / f"site-{index % 2}" / str(digits.labels[index])
+        place.mkdir(parents=True, exist_ok=True)
+        paths.append(place / f"{index}.png")
+        Image.fromarray(np.asarray(digits.images[index])).save(paths[-1])
+    return paths
+
+
+def test_a_folder_with_sites_trains_and_its_model_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = digit_files(tmp_path / "images", 600)
+    data = {"source": str(tmp_path / "images"), "partition": "site"}
+    config = written(tmp_path, data=data, privacy={"sampling_rate": 1.0}, federation={"rounds": 10})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    result = result_of(tmp_path / "run")
+    assert result["node_names"] == ["site-0", "site-1"]
+    assert result["confidential"] is True
+    capsys.readouterr()
+    assert fedgraft.main(["predict", str(tmp_path / "run" / "model"), *map(str, files[:200]), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    right = [row["class"] == Path(row["file"]).parent.name for row in rows]
+    assert np.mean(right) > 0.7
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+
+
+KILLED_AT_ROUND = 4
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_give_the_head_of_an_undisturbed_run(tmp_path: Path) -> None:
+    config = written(tmp_path, federation={"rounds": 12, "strategy": "fedavgm"})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "fedgraft", "simulate", str(config), "--out", str(folder)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log, deadline = folder / "rounds.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= KILLED_AT_ROUND):
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (folder / "result.json").exists()
+    assert fedgraft.main(["simulate", "--resume", str(folder)]) == 0
+    assert digest_of(folder) == digest_of(tmp_path / "whole")
+    spent, whole = (result_of(place)["privacy"]["epsilon_per_node"] for place in (folder, tmp_path / "whole"))
+    assert all(spent[name] >= whole[name] for name in whole)
+    assert [line["round"] for line in map(json.loads, log.read_text().splitlines())] == list(range(1, 13))
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must be refused in one line, and return that line."""
+    status = fedgraft.main(arguments)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status != 0
+    assert lines[-1].startswith("error: ")
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
+    "delta above one over the declared size": ({"privacy": {"delta": 0.01}}, "delta"),
+    "unknown backbone": ({"model": {"backbone": "embedded/glif"}}, "did you mean 'embedded/glyph'"),
+    "unknown cut": ({"model": {"backbone": "pixels/8", "cut": "pixel"}}, "did you mean 'pixels'"),
+    "missing file": ({"data": {"source": "/nowhere/images.npz"}}, "nowhere"),
+    "unit that is not built": ({"privacy": {"unit": "patient"}}, "unit"),
+    "trust that is not built": ({"privacy": {"trust": "secagg"}}, "trust"),
+    "empty nodes": ({"federation": {"nodes": 200}, "data": {"partition": "dirichlet", "alpha": 0.01}}, "node"),
+    "more nodes than records": ({"federation": {"nodes": 5000}}, "5000"),
+    "baseline of an unknown backbone": (
+        {"model": {"backbone": "embedded/glyhp"}, "evaluation": {"baselines": "no_transfer"}},
+        "did you mean 'embedded/glyph'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections, expected = MISTAKES[kind]
+    line = refused(["simulate", str(written(tmp_path, **sections)), "--out", str(tmp_path / "run")], capsys)
+    assert expected in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("privacy.epsilonn=3", "privacy.epsilon"),
+        ("privacy.epsilon='three'", "privacy.epsilon"),
+        ("privacy.epsilon=0", "privacy.epsilon"),
+        ("privacy.epsilon=-1", "privacy.epsilon"),
+        ("privacy.sampling_rate=1.5", "privacy.sampling_rate"),
+        ("privacy.clipping_norm=0", "privacy.clipping_norm"),
+        ("federation.cohort=9", "cohort"),
+    ],
+)
+def test_a_bad_key_is_named(override: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["simulate", str(written(tmp_path)), "--out", str(tmp_path / "run"), "--set", override]
+    assert expected in refused(arguments, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digit_files(tmp_path / "images", 100)[3].write_bytes(b"no image")
+    config = written(tmp_path, data={"source": str(tmp_path / "images")})
+    line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
+    assert "3.png" in line
+
+
+def test_a_class_without_an_example_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = load_source("digits")
+    np.savez(tmp_path / "d.npz", images=digits.images, labels=digits.labels, classes=np.array([*map(str, range(11))]))
+    config = written(tmp_path, data={"source": str(tmp_path / "d.npz")})
+    line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
+    assert "10" in line
+    assert "no" in line
+
+
+def test_patients_need_an_acknowledged_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = load_source("digits")
+    patients = np.array([f"p{index // 3}" for index in range(len(digits))])
+    np.savez(tmp_path / "d.npz", images=digits.images, labels=digits.labels, patient=patients)
+    data = {"source": str(tmp_path / "d.npz")}
+    config = written(tmp_path, data=data)
+    line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
+    assert "acknowledge_record_unit" in line
+    arguments = ["simulate", str(config), "--out", str(tmp_path / "run")]
+    assert fedgraft.main([*arguments, "--set", "privacy.acknowledge_record_unit=true"]) == 0
+
+
+def test_features_that_are_not_finite_are_found_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone, digits = raw_pixels(9), load_source("digits")
+    cache = FeatureCache(default_cache())
+    cache.features(backbone, None, digits)
+    (segment,) = [path for path in cache.folder.rglob("*.safetensors") if b"[1797,81]" in path.read_bytes()[:300]]
+    content = bytearray(segment.read_bytes())
+    header = int.from_bytes(content[:8], "little")
+    end = 8 + header + json.loads(content[8 : 8 + header])["features"]["data_offsets"][1]
+    content[end - 4 : end] = np.array([np.nan], dtype=np.float32).tobytes()
+    durable.write_bytes(segment, bytes(content))
+    try:
+        config = written(tmp_path, model={"backbone": "pixels/9"})
+        line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
+        assert "record 1796" in line
+        assert not (tmp_path / "run").exists()
+    finally:
+        segment.unlink()
+
+
+def test_an_existing_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "result.json").read_text()
+    line = refused(["simulate", str(finished / "config.toml"), "--out", str(finished)], capsys)
+    assert "--resume" in line
+    assert (finished / "result.json").read_text() == before
+
+
+def test_resume_with_a_changed_configuration_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["simulate", str(finished / "config.toml"), "--set", "privacy.epsilon=9", "--resume", str(finished)]
+    assert "privacy.epsilon" in refused(arguments, capsys)
+
+
+def test_resume_where_no_run_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "found no config.toml" in refused(["simulate", "--resume", str(tmp_path)], capsys)
+
+
+def test_a_broken_ledger_stops_the_resumed_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with sqlite3.connect(folder / "ledgers" / "node-001.sqlite") as connection:
+        connection.execute("DROP TRIGGER entries_no_update")
+        connection.execute("UPDATE entries SET text = replace(text, '\"round\":1', '\"round\":9') WHERE position = 2")
+    line = refused(["simulate", "--resume", str(folder)], capsys)
+    assert "node-001" in line
+    assert "chain" in line
+
+
+def test_a_model_on_another_backbone_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "model", tmp_path / "model")
+    facts = json.loads((tmp_path / "model" / "model.json").read_text())
+    facts["model"]["backbone_digest"] = "0" * 64
+    (tmp_path / "model" / "model.json").write_text(json.dumps(facts))
+    digit = digit_files(tmp_path / "images", 1)[0]
+    assert "digest" in refused(["predict", str(tmp_path / "model"), str(digit)], capsys)
+    assert "model folder" in refused(["predict", str(tmp_path), str(digit)], capsys)
+
+
+def test_disk_full_while_checkpointing_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from common.errors import ConfigError
+from server.checkpoints import Checkpoint, RunStore
+store = RunStore(Path(sys.argv[1]), "run")
+def checkpoint(round_):
+    return Checkpoint(round_, {"w": torch.full((100, 100), float(round_))}, {}, {}, {"round": round_})
+store.save(checkpoint(1))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    store.save(checkpoint(2))
+except ConfigError as error:
+    print(error, "|", store.latest().round)
+"""
+    child = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert "could not write" in child.stdout
+    assert child.stdout.strip().endswith("| 1")
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
