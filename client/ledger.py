@@ -203,13 +203,22 @@ class Ledger:
         self.close()
 
     def _prepare(self, dataset_id: str, delta: float, epsilon_cap: float) -> None:
+        """Bring the balance up to date, writing only where there is something to write."""
         self._check_not_older()
+        if _schema_version(self._connection) == SCHEMA_VERSION:
+            self._balance.extend(fetch_entries(self._connection, self._balance.position))
+        if self._balance.position == 0:
+            self._found(dataset_id, delta, epsilon_cap)
+        self._check_owner(dataset_id, delta)
+        if self._balance.epsilon_cap != epsilon_cap:
+            with self._transaction():
+                self._append("cap", {"epsilon_cap": epsilon_cap})
+
+    def _found(self, dataset_id: str, delta: float, epsilon_cap: float) -> None:
+        """Make the tables and the first entry, unless another process was quicker."""
         with self._transaction():
             if self._balance.position == 0:
                 self._append("opened", {"dataset_id": dataset_id, "delta": delta, "epsilon_cap": epsilon_cap})
-            self._check_owner(dataset_id, delta)
-            if self._balance.epsilon_cap != epsilon_cap:
-                self._append("cap", {"epsilon_cap": epsilon_cap})
 
     def _check_not_older(self) -> None:
         if self._balance.position == 0:
@@ -287,7 +296,8 @@ class Ledger:
         with _sentences(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                _make_schema_once(self._connection)
+                if self._balance.position == 0:
+                    _make_schema_once(self._connection)
                 self._balance.extend(fetch_entries(self._connection, self._balance.position))
                 before = self._balance.position
                 yield
@@ -336,8 +346,12 @@ def _connect(path: Path, durable: bool) -> sqlite3.Connection:
     return connection
 
 
+def _schema_version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _make_schema_once(connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _schema_version(connection)
     if version == SCHEMA_VERSION:
         return
     if version != 0 or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
