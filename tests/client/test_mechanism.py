@@ -124,6 +124,12 @@ def test_other_heads_equal_autograd_on_one_unit_at_a_time(
     assert_same(clipped_sum(head, loss, features, targets, norm), expected, units, norm)
 
 
+def test_a_batch_of_several_parts_equals_autograd_on_one_unit_at_a_time() -> None:
+    head, (features, targets) = nn.Sequential(linear(4, 6, True), nn.ReLU(), linear(6, 3, True)), draw(1, 75, 4, 3, 3.0)
+    expected = clip_and_sum(one_by_one(head, classification_loss, features, targets), head, 0.5)
+    assert_same(clipped_sum(head, classification_loss, features, targets, 0.5), expected, 75, 0.5)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 8), widths, classes_, st.booleans(), norms, scales, seeds)
 def test_one_unit_more_moves_the_sum_by_at_most_the_clipping_norm(
