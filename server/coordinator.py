@@ -19,7 +19,7 @@ from common.messages import ModelSpec, Offer
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.plan import PrivacyTerms
 from common.tasks import Scores, score_classification
-from server.defaults import default_clipping_norm, default_learning_rate
+from server.defaults import default_clipping_norm
 from server.rounds import RoundPlan
 
 
@@ -61,7 +61,7 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
     terms = privacy_terms(config, dimension)
     plan = RoundPlan(
         offer=Offer(run_id, model, terms),
-        learning_rate=learning_rate(config, terms, dimension),
+        learning_rate=None if config.training.learning_rate == "auto" else float(config.training.learning_rate),
         cohort=config.federation.cohort,
         seed=config.federation.seed,
         weighting=config.federation.weighting,
@@ -111,13 +111,6 @@ def privacy_terms(config: RunConfig, features: int) -> PrivacyTerms:
         noise_multiplier=noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps),
         delta=privacy.delta,
     )
-
-
-def learning_rate(config: RunConfig, terms: PrivacyTerms, features: int) -> float:
-    """The configured learning rate, or the default for these terms."""
-    if config.training.learning_rate != "auto":
-        return float(config.training.learning_rate)
-    return default_learning_rate(features, terms.clipping_norm, terms.noise_multiplier)
 
 
 def check_unit(config: RunConfig, federation: Federation) -> None:

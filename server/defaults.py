@@ -1,15 +1,52 @@
-"""Learning rate and clipping norm where the configuration says "auto"."""
+"""Learning rate and clipping norm where the configuration says "auto": rules that look at public constants only.
+
+How they were found, and how well they do: docs/decisions/0003-default-step.md and
+``python -m simulations.benchmarks.defaults``.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from common.privacy.plan import PrivacyTerms
+
+LARGEST_STEP = 2.0
+NOISE_TOLERATED = 4.4
 
 
 def default_clipping_norm(features: int) -> float:
-    """Clipping norm of a record's gradient, for features of unit variance."""
+    """Clipping norm of one record's gradient, for features of unit variance.
+
+    It is a tenth of the length of a feature vector, below the gradients of nearly all records at the start: every
+    record then pulls with about the same force, and only clipping norm x learning rate matters.
+
+    Args:
+        features: D.
+    """
     return 0.1 * math.sqrt(features)
 
 
-def default_learning_rate(features: int, clipping_norm: float, noise_multiplier: float) -> float:
-    """Learning rate of the local steps."""
-    return 1.0 / clipping_norm
+def default_learning_rate(
+    terms: PrivacyTerms, parameters: int, sizes: Sequence[int], weights: Sequence[float], cohort: int | None
+) -> float:
+    """Learning rate of the local steps.
+
+    A step moves the head by at most k = learning rate x clipping norm, while the aggregated noise moves it by
+    k x nu; nu = noise multiplier x sqrt(parameters) x the length of (weight / expected batch) over a round's nodes.
+    Over T steps that noise adds up to k x nu x sqrt(T), which the rule keeps at ``NOISE_TOLERATED``.
+
+    Args:
+        terms: noise multiplier, clipping norm, sampling rate and number of steps.
+        parameters: of the head.
+        sizes: declared size of each node.
+        weights: what each node's update counts, same order; any scale.
+        cohort: nodes of a round; None is all.
+    """
+    nodes = len(sizes)
+    share = 1.0 if cohort is None else min(1.0, cohort / nodes)
+    total = sum(weights) * share
+    squares = share * sum((w / total / (terms.sampling_rate * n)) ** 2 for w, n in zip(weights, sizes, strict=True))
+    noise = terms.noise_multiplier * math.sqrt(parameters * squares)
+    step = min(LARGEST_STEP, NOISE_TOLERATED / (noise * math.sqrt(terms.steps)))
+    return step / terms.clipping_norm

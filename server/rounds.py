@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.serverapp.strategy import FedAvg
@@ -17,6 +17,7 @@ from common.privacy.accountant import epsilon_by_round
 from common.tasks import Scores
 from server.aggregation import aggregate, restore_strategy, strategy_state
 from server.checkpoints import Checkpoint, Line, RunStore
+from server.defaults import default_learning_rate
 from server.link import Answers, CohortView, Link, Member
 
 Evaluate = Callable[[dict[str, Tensor]], Scores]
@@ -28,7 +29,7 @@ class RoundPlan:
 
     Attributes:
         offer: model and privacy terms.
-        learning_rate: of the nodes' local steps.
+        learning_rate: of the nodes' local steps; None takes the default for the nodes that accept the offer.
         cohort: nodes a round; None is all of them.
         seed: of the choice of cohorts; public. None draws one afresh for each round.
         weighting: ``"equal"`` or ``"declared"`` (by the nodes' declared sizes).
@@ -36,7 +37,7 @@ class RoundPlan:
     """
 
     offer: Offer
-    learning_rate: float
+    learning_rate: float | None
     cohort: int | None
     seed: int | None
     weighting: str
@@ -73,6 +74,7 @@ def run_rounds(
     restore_strategy(strategy, state.strategy)
     link.offer(plan.offer)
     _check_members(link, plan)
+    plan = replace(plan, learning_rate=learning_rate(plan, link.members.values(), state.head))
     while state.round < plan.rounds:
         state = run_round(state, plan, link, strategy, evaluate)
         store.save(state)
@@ -100,6 +102,17 @@ def run_round(state: Checkpoint, plan: RoundPlan, link: Link, strategy: FedAvg, 
     scores = evaluate(head) if round_ % plan.evaluate_every == 0 or round_ == plan.rounds else None
     line = _line(round_, scores, answers, participation, plan, state.head) | {"seconds": time.perf_counter() - began}
     return Checkpoint(round_, head, strategy_state(strategy), participation, line)
+
+
+def learning_rate(plan: RoundPlan, members: Iterable[Member], head: Mapping[str, Tensor]) -> float:
+    """The configured learning rate, or the default for these nodes; from public constants only."""
+    if plan.learning_rate is not None:
+        return plan.learning_rate
+    nodes = list(members)
+    parameters = sum(value.numel() for value in head.values())
+    weights = [_weight(member, plan.weighting) for member in nodes]
+    sizes = [member.declared_size for member in nodes]
+    return default_learning_rate(plan.offer.terms, parameters, sizes, weights, plan.cohort)
 
 
 def choose_cohort(members: Mapping[str, Member], size: int | None, seed: int | None, round_: int) -> list[Member]:
@@ -146,6 +159,7 @@ def _line(
         "epsilon": epsilon_by_round(plan.offer.terms)[max(participation.values())],
         "nodes": len(answers.updates),
         "failed": dict(answers.failed),
+        "learning_rate": plan.learning_rate,
         "bytes_down": head_bytes * asked,
         "bytes_up": head_bytes * len(answers.updates),
     }

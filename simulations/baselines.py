@@ -28,7 +28,7 @@ from simulations.engine import run_in_process
 from simulations.preflight import Preflight
 
 RAW_PIXELS = 32  # side of the largest image that is taken as it is
-NO_DP_LEARNING_RATE = 1.0
+NO_DP_LEARNING_RATE = 0.3
 
 Progress = Callable[[str, int, int], None]
 

@@ -70,7 +70,7 @@ def build_result(
         "open_reservations": _open_reservations(config, federation, folder),
         "chance": _chance(federation),
         "confidential": config.data.source != "digits",
-        "learning_rate": plan.learning_rate,
+        "learning_rate": lines[-1]["learning_rate"],
         "backbone": {
             "name": backbone.name,
             "digest": backbone.digest,
