@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ POLL_S = 0.2
 QUERY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 STARTS = 3  # Flower gives its SuperLink 15 s to start, which a busy machine may miss
+NO_SUPERLINK = "Failed to start local SuperLink"
 LONGEST_TEMPORARY = 20  # characters; Ray puts sockets far below it, and their paths end at 107
 
 OnRound = Callable[[Mapping[str, Any]], None]
@@ -76,7 +77,7 @@ def run_on_ray(
                 time.sleep(POLL_S)
             status = flower.status()
         rounds.report()
-        if status is not None:
+        if status is not None or NO_SUPERLINK not in (run_folder / LOG).read_text(errors="replace"):
             break
     raise_failure(status, run_folder)
 
@@ -159,7 +160,8 @@ def _launched(config: RunConfig, run_folder: Path, nodes: int, app: Callable[[Pa
     try:
         yield _Flower(keeper, environment, scratch)
     finally:
-        keeper.communicate(timeout=STOP_TIMEOUT_S)
+        with suppress(subprocess.TimeoutExpired):  # then it goes on alone
+            keeper.communicate(timeout=STOP_TIMEOUT_S)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
