@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from common.durable import sync_folder
-from common.errors import BudgetSpentError, ConfigError, PrivacyError
+from common.errors import BrokenChainError, BudgetSpentError, ConfigError, PrivacyError
 from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
 from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
@@ -375,9 +375,15 @@ def _remember(key: str, balance: Balance) -> None:
 
 @contextmanager
 def _sentences(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours: what can be helped is a ConfigError, a damaged file is a PrivacyError."""
+    """Turn SQLite's errors into ours, and say which ledger is broken.
+
+    What can be helped is a ConfigError, a damaged file is a PrivacyError.
+    """
     try:
         yield
+    except BrokenChainError as error:
+        named = str(error) if path.name in str(error) else f"{path.name}: {error}"
+        raise BrokenChainError(named) from error
     except sqlite3.Error as error:
         reason = _HELP.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         if reason is None:

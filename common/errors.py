@@ -29,3 +29,7 @@ class BudgetSpentError(PrivacyError):
 
 class BackboneMismatchError(ConfigError):
     """The backbone at hand is not the one that is meant."""
+
+
+class BrokenChainError(PrivacyError):
+    """A ledger is not as it was written, so what was spent is unknown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,7 +17,7 @@ from server.checkpoints import RunStore
 from server.coordinator import propose
 from server.link import Link
 from server.rounds import run_rounds
-from server.run_folder import FAILURE, run_folder, run_identity
+from server.run_folder import FAILURE, expected_nodes, run_folder, run_identity
 
 app = ServerApp()
 
@@ -26,24 +27,26 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation in its run folder, or continue it there."""
     folder = run_folder(context)
     try:
-        run(from_flat(context.run_config), grid, folder)
+        run(from_flat(context.run_config), grid, folder, expected_nodes(context))
     except FederationError as error:
         durable.write_json(folder / FAILURE, {"kind": type(error).__name__, "message": str(error)})
         raise
 
 
-def run(config: RunConfig, grid: Grid, folder: Path) -> None:
+def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -> None:
     """Run, or continue, the federation that a configuration describes.
 
     Args:
         config: of the run.
         grid: Flower's link to the nodes.
         folder: the run folder; exists.
+        nodes: to wait for; None waits for all that the configuration describes.
 
     Raises:
         FederationError: as the parts raise it; what was saved stays.
     """
     proposal = propose(config, run_identity(folder))
+    plan = proposal.plan if nodes is None else replace(proposal.plan, nodes=nodes)
     federation = config.federation
     strategy = build_strategy(
         federation.strategy,
@@ -51,8 +54,8 @@ def run(config: RunConfig, grid: Grid, folder: Path) -> None:
         server_momentum=federation.server_momentum,
         proximal_mu=federation.proximal_mu,
     )
-    link, store = Link(grid), RunStore(folder, proposal.plan.offer.run_id)
-    final = run_rounds(proposal.plan, link, strategy, store, proposal.start, proposal.evaluate)
+    link, store = Link(grid), RunStore(folder, plan.offer.run_id)
+    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate)
     if config.evaluation.node_metrics == "exact":
-        accuracies = link.accuracies(EvaluateTask(proposal.plan.offer, final.head))
+        accuracies = link.accuracies(EvaluateTask(plan.offer, final.head))
         durable.write_json(folder / "node_metrics.json", accuracies)

@@ -60,6 +60,7 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
     start = build_head(model.head, dimension, len(model.classes), hidden=model.hidden, seed=config.federation.seed or 0)
     terms = privacy_terms(config, dimension)
     plan = RoundPlan(
+        nodes=len(federation.shares),
         offer=Offer(run_id, model, terms),
         learning_rate=None if config.training.learning_rate == "auto" else float(config.training.learning_rate),
         cohort=config.federation.cohort,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from common import wire
 from common.errors import ProtocolError
 from common.messages import EvaluateTask, Hello, Metrics, Offer, Reason, Refusal, Reply, Update
+
+JOIN_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ class Link:
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ProtocolError(f"expected every node to have its own name, got {', '.join(twice)} twice; rename one")
         self.members = {member.name: member for member in sorted(found, key=lambda member: member.name)}
+
+    def wait_for(self, nodes: int, timeout_s: float = JOIN_TIMEOUT_S) -> None:
+        """Wait until all nodes of the federation are connected; Ray's and real ones take a while.
+
+        Raises:
+            ProtocolError: they are not, in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (connected := len(list(self.grid.get_node_ids()))) < nodes:
+            if time.monotonic() > deadline:
+                raise ProtocolError(
+                    f"expected {nodes} nodes (federation.nodes), {connected} connected within {timeout_s:g} s; start "
+                    "the others, or lower federation.nodes"
+                )
+            time.sleep(0.05)
 
     def collect(self, messages: Iterable[Message], head: Mapping[str, Tensor]) -> Answers:
         """Send training messages and sort the replies by node name, so that no result depends on who was first.

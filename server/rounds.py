@@ -28,6 +28,7 @@ class RoundPlan:
     """What stays the same over all rounds of a run.
 
     Attributes:
+        nodes: of the federation; the run waits until so many are connected.
         offer: model and privacy terms.
         learning_rate: of the nodes' local steps; None takes the default for the nodes that accept the offer.
         cohort: nodes a round; None is all of them.
@@ -36,6 +37,7 @@ class RoundPlan:
         evaluate_every: the head is evaluated after every so many rounds, and after the last.
     """
 
+    nodes: int
     offer: Offer
     learning_rate: float | None
     cohort: int | None
@@ -72,6 +74,7 @@ def run_rounds(
     """
     state = store.latest() or Checkpoint(0, start, {}, {}, {})
     restore_strategy(strategy, state.strategy)
+    link.wait_for(plan.nodes)
     link.offer(plan.offer)
     _check_members(link, plan)
     plan = replace(plan, learning_rate=learning_rate(plan, link.members.values(), state.head))

@@ -27,6 +27,12 @@ def run_folder(context: Context) -> Path:
     return folder
 
 
+def expected_nodes(context: Context) -> int | None:
+    """How many nodes an in-process engine plays, which may be fewer than configured; None if unsaid."""
+    nodes = context.node_config.get("nodes")
+    return None if nodes is None else int(nodes)
+
+
 def run_identity(folder: Path) -> str:
     """Our own id of the run in a folder, made on first use; Flower's changes when a run is resumed.
 

@@ -130,7 +130,7 @@ def run_in_process(config: RunConfig, run_folder: Path, partitions: Sequence[int
         context = Context(
             run_id=RUN_ID,
             node_id=SUPERLINK_NODE_ID,
-            node_config={"run-folder": str(run_folder)},
+            node_config={"run-folder": str(run_folder), "nodes": len(partitions)},
             state=RecordDict(),
             run_config=to_flat(config),
         )

@@ -23,7 +23,6 @@ from simulations.report import write_report
 from simulations.result import Result, build_result, mean_result
 
 CONFIG, RESULT, ROUNDS = "config.toml", "result.json", "rounds.jsonl"
-ENGINES = ("inprocess", "ray")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.errors import PrivacyError
+from common.errors import BrokenChainError, PrivacyError
 from common.privacy.canonical import canonical_json
 
 GENESIS = "0" * 64
@@ -90,9 +90,11 @@ def verify_chain(entries: Iterable[LedgerEntry], *, position: int = 0, previous:
         position, previous = position + 1, entry.hash
 
 
-def broken_chain(what: str) -> PrivacyError:
+def broken_chain(what: str) -> BrokenChainError:
     """The one sentence for a ledger that cannot be trusted."""
-    return PrivacyError(f"the ledger's hash chain must be whole, but {what}, so what was spent is unknown; {_REPAIR}")
+    return BrokenChainError(
+        f"the ledger's hash chain must be whole, but {what}, so what was spent is unknown; {_REPAIR}"
+    )
 
 
 def read_entries(path: Path) -> list[LedgerEntry]:

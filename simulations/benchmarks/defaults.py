@@ -1,8 +1,8 @@
 """Where the default clipping norm and learning rate come from: a search on other data than any reported test set.
 
-The held-out records of the reported runs (seeds 0, 1, 2) take no part: the search splits the records by other seeds, and
-scores on a validation fifth of the training part. Ten nodes with clipped, noised full-batch steps are one clipped sum
-with the noise of all ten, which is what is simulated here.
+The search splits the records by other seeds than any reported run, and scores on a validation fifth of the training
+part. Ten nodes with clipped, noised full-batch steps are one clipped sum with the noise of all ten, which is what is
+simulated here.
 """
 
 from __future__ import annotations

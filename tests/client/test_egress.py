@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,14 +21,14 @@ from common import wire
 from common.config import to_flat
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
 from common.messages import Reason, Refusal, Update
+from simulations.engine import task_identity
 from tests.federations import small_config, small_task
 
 
 @pytest.fixture(autouse=True)
 def identity() -> Iterator[None]:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
-    yield
-    TaskIdentity._run_id = TaskIdentity._node_id = TaskIdentity._task_id = None
+    with task_identity():
+        yield
 
 
 SENT = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
@@ -89,7 +88,9 @@ ALLOWED = {
 values = st.one_of(
     st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=20), st.binary(max_size=20), st.booleans()
 )
-configs = st.dictionaries(st.text(min_size=1, max_size=12), values, max_size=4).map(ConfigRecord)
+configs = st.dictionaries(st.text(min_size=1, max_size=12), values, max_size=4).map(
+    lambda values: ConfigRecord({**values})
+)
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 arrays = shapes.map(lambda shape: ArrayRecord({"weight": Array(np.ones(shape, dtype=np.float32))}))
 well_formed = st.just(None).map(lambda _: wire.encode_task(small_task().offer, 0.5))

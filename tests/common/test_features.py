@@ -70,7 +70,7 @@ def test_a_record_has_the_same_bits_in_any_company() -> None:
 
 def test_each_ingredient_of_the_key_has_its_own_address() -> None:
     backbone = raw_pixels(4)
-    other_preprocessing = dataclasses.replace(backbone.preprocessing, contrast_floor=0.5)
+    other_preprocessing = dataclasses.replace(backbone.preprocessing, size=5)
     deeper = dataclasses.replace(
         backbone, stages={"pixels": backbone.stages["pixels"], "more": backbone.stages["pixels"]}
     )

@@ -11,21 +11,20 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common import wire
 from common.errors import PrivacyError, ProtocolError
 from common.messages import Hello, Metrics, Reason, Refusal, Reply, Update
+from simulations.engine import task_identity
 from tests.federations import small_offer, small_task
 
 
 @pytest.fixture(autouse=True)
 def identity() -> Iterator[None]:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
-    yield
-    TaskIdentity._run_id = TaskIdentity._node_id = TaskIdentity._task_id = None
+    with task_identity():
+        yield
 
 
 def over_the_wire(message: Message) -> Message:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from common import wire
@@ -16,7 +15,7 @@ from common.errors import ConfigError
 from common.messages import Update
 from server.aggregation import aggregate, build_strategy, restore_strategy, strategy_state
 from server.link import CohortView
-from simulations.engine import InProcessGrid
+from simulations.engine import InProcessGrid, task_identity
 from tests.federations import small_config
 
 HEADS = {1: [1.0, 2.0], 2: [3.0, -2.0], 3: [8.0, 6.0]}
@@ -24,9 +23,8 @@ HEADS = {1: [1.0, 2.0], 2: [3.0, -2.0], 3: [8.0, 6.0]}
 
 @pytest.fixture(autouse=True)
 def identity() -> Iterator[None]:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
-    yield
-    TaskIdentity._run_id = TaskIdentity._node_id = TaskIdentity._task_id = None
+    with task_identity():
+        yield
 
 
 def replies() -> list[Message]:

@@ -21,6 +21,7 @@ from common.messages import Reason, Refusal
 from server.checkpoints import RunStore, read_lines
 from server.link import Member
 from server.rounds import choose_cohort
+from server.run_folder import run_identity
 from simulations.engine import InProcessGrid, run_in_process, task_identity
 from tests.federations import digest_of, small_config
 
@@ -73,7 +74,7 @@ def test_only_the_cohort_is_asked_and_pays(tmp_path: Path) -> None:
     run_in_process(small_config(federation={"cohort": 2}), tmp_path, range(4))
     lines = read_lines(tmp_path / "rounds.jsonl")
     assert [line["nodes"] for line in lines] == [2, 2, 2]
-    latest = RunStore(tmp_path, server.app.run_identity(tmp_path)).latest()
+    latest = RunStore(tmp_path, run_identity(tmp_path)).latest()
     assert latest is not None
     assert sum(latest.participation.values()) == 6
 
@@ -182,7 +183,7 @@ def test_weights_are_declared_sizes_or_equal(tmp_path: Path) -> None:
             federation={"weighting": weighting, "seed": 1}, data=skewed, privacy={"sampling_rate": 1.0}
         )
         run_in_process(config, folder, range(4))
-        latest = RunStore(folder, server.app.run_identity(folder)).latest()
+        latest = RunStore(folder, run_identity(folder)).latest()
         assert latest is not None
         heads.append(latest.head["weight"])
     assert not torch.equal(heads[0], heads[1])

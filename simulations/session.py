@@ -1,0 +1,170 @@
+"""What ``fedgraft simulate`` does: start or resume a run, over one seed or several, and show how far it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from common import durable
+from common.config import RunConfig, load_config
+from common.errors import ConfigError
+from server.checkpoints import Line
+from simulations import preflight, run
+from simulations.baselines import check_baselines
+from simulations.report.terminal import result_table
+from simulations.result import Result
+
+SEEDS = "seeds.json"
+
+
+def start(config: RunConfig, folder: Path, seeds: int, engine: str) -> Result:
+    """Run a new federation in a new folder.
+
+    Args:
+        config: of the run.
+        folder: does not exist yet, or is empty.
+        seeds: 1, or how many runs with seeds that count up, each in a folder of its own inside ``folder``.
+        engine: ``"inprocess"`` or ``"ray"``.
+
+    Raises:
+        FederationError: before anything is written where the input is at fault.
+    """
+    run.check_free(folder)
+    configs = _with_seeds(config, seeds)
+    if len(configs) == 1:
+        ready = _preflight(config)
+        run.open_folder(folder, config)
+        return _simulate(config, ready, folder, engine)
+    for each in configs:
+        _preflight(each)
+    run.open_folder(folder, config)
+    durable.write_json(folder / SEEDS, {"seeds": [each.federation.seed for each in configs]})
+    return _all_seeds(configs, folder, engine)
+
+
+def resume(config: Path | None, folder: Path, changes: list[str], engine: str) -> Result:
+    """Continue the run in a folder, to the result it would have had undisturbed.
+
+    Args:
+        config: the configuration again, for comparison; None takes the run's own.
+        folder: of the run.
+        changes: overrides of ``config``.
+        engine: ``"inprocess"`` or ``"ray"``.
+
+    Raises:
+        ConfigError: the configuration is not the one that the run was started with.
+        FederationError: as the run itself raises it.
+    """
+    if config is None and changes:
+        raise ConfigError(
+            "expected no --set or --baselines with --resume: a run goes on as it was started; leave them out"
+        )
+    own = run.reopen_folder(folder, None if config is None else load_config(config, changes))
+    if (folder / SEEDS).exists():
+        count = len(json.loads((folder / SEEDS).read_text())["seeds"])
+        return _all_seeds(_with_seeds(own, count), folder, engine)
+    return _simulate(own, _preflight(own), folder, engine)
+
+
+def _all_seeds(configs: list[RunConfig], folder: Path, engine: str) -> Result:
+    results = []
+    for config in configs:
+        place = folder / f"seed-{config.federation.seed}"
+        if not (place / run.CONFIG).exists():
+            run.open_folder(place, config)
+        results.append(_simulate(config, _preflight(config), place, engine))
+    return run.summarise_seeds(folder, results)
+
+
+def _with_seeds(config: RunConfig, count: int) -> list[RunConfig]:
+    if count == 1:
+        return [config]
+    first = config.federation.seed
+    if first is None:
+        raise ConfigError("--seeds needs federation.seed in the configuration, which counts up from there; set it")
+    federations = [config.federation.model_copy(update={"seed": first + k}) for k in range(count)]
+    return [config.model_copy(update={"federation": federation}) for federation in federations]
+
+
+def _preflight(config: RunConfig) -> preflight.Preflight:
+    with _bars() as bars:
+        task = bars.add_task("features", total=None, note="", visible=False)
+        ready = preflight.check(
+            config, lambda done, total: bars.update(task, completed=done, total=total, visible=True, note="images")
+        )
+    check_baselines(config)
+    return ready
+
+
+def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engine: str) -> Result:
+    with _node_log(folder), _bars() as bars:
+        rounds = bars.add_task("rounds", total=config.federation.rounds, note="")
+        worlds = bars.add_task("baselines", total=None, note="", visible=False)
+
+        def on_round(line: Line) -> None:
+            accuracy = "" if line["accuracy"] is None else f"accuracy {line['accuracy']:.3f}  "
+            note = f"{accuracy}ε {line['epsilon']:.2f} (δ {config.privacy.delta:g}, one {config.privacy.unit})"
+            bars.update(rounds, completed=line["round"], note=note)
+
+        def on_baseline(name: str, done: int, total: int) -> None:
+            bars.update(worlds, description=name, completed=done, total=total, visible=True)
+
+        return run.simulate(config, ready, folder, engine, run.Watcher(on_round, on_baseline))
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
+        yield bars
+
+
+@contextmanager
+def _node_log(folder: Path) -> Iterator[None]:
+    """Keep what the simulated nodes say of their refusals, which a real node would keep to itself, in ``nodes.log``."""
+    handler = logging.FileHandler(folder / "nodes.log", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("fedgraft.node")
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Flower's running commentary out of the terminal: the progress bar says it."""
+    log = logging.getLogger("flwr")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def show(result: Result, folder: Path) -> None:
+    """Print the final table, and where report and model are."""
+    console = Console()
+    console.print(result_table(result))
+    console.print(f"report  {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"model   {folder / 'model'}", soft_wrap=True)
