@@ -88,7 +88,8 @@ ALLOWED = {
 values = st.one_of(
     st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=20), st.binary(max_size=20), st.booleans()
 )
-configs = st.dictionaries(st.text(min_size=1, max_size=12), values, max_size=4).map(
+settings_of = st.dictionaries(st.text(min_size=1, max_size=12), values, max_size=4)
+configs = settings_of.map(lambda values: ConfigRecord({**values}))
     lambda values: ConfigRecord({**values})
 )
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
