@@ -90,8 +90,6 @@ values = st.one_of(
 )
 settings_of = st.dictionaries(st.text(min_size=1, max_size=12), values, max_size=4)
 configs = settings_of.map(lambda values: ConfigRecord({**values}))
-    lambda values: ConfigRecord({**values})
-)
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 arrays = shapes.map(lambda shape: ArrayRecord({"weight": Array(np.ones(shape, dtype=np.float32))}))
 well_formed = st.just(None).map(lambda _: wire.encode_task(small_task().offer, 0.5))
