@@ -30,7 +30,8 @@ class Architecture:
         grid: side of the grid that a stage's map is averaged to, so that coarse position survives.
         bins: of the histogram of brightness that the summary starts with.
         thumbnail: side of the small picture that comes after it.
-        emphasis: what the histogram's few features are multiplied by, so that many others do not drown them.
+        emphasis: how strongly each of ``summary_parts`` counts, entry by entry, so that the many entries of the upper
+            stages do not drown the few of the others.
         features: D, how many the summary is reduced to.
         whitening: from 0, principal directions as strong as they are, to 1, all equally strong.
     """
@@ -41,14 +42,20 @@ class Architecture:
     grid: int = 2
     bins: int = 16
     thumbnail: int = 8
-    emphasis: float = 3.0
+    emphasis: tuple[float, ...] = (3.0, 2.0, 3.0, 3.0, 2.0, 1.0, 1.0, 1.0)
     features: int = 256
-    whitening: float = 0.5
+    whitening: float = 0.25
 
     @property
     def summary_size(self) -> int:
         """F, the length of the summary of all stages."""
-        return self.bins + self.thumbnail**2 + self.grid**2 * sum(self.widths)
+        return sum(self.summary_parts)
+
+    @property
+    def summary_parts(self) -> tuple[int, ...]:
+        """Lengths of the summary's parts: histogram, thumbnail, then each stage's deviations and its coarse grid."""
+        stages = [length for width in self.widths for length in (width, self.grid**2 * width)]
+        return (self.bins, self.thumbnail**2, *stages)
 
     def describe(self) -> dict[str, Any]:
         """Name everything but the weights that decides what the network computes; part of the digest."""
@@ -96,7 +103,7 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks; what they end with is averaged over a coarse grid and added to the summary."""
+    """Residual blocks; to the summary they add what they end with: its deviation over the image, its mean on a grid."""
 
     def __init__(self, channels_in: int, channels: int, blocks: int, *, stride: int, grid: int) -> None:
         super().__init__()
@@ -105,11 +112,12 @@ class Stage(nn.Module):
         self.grid = grid
 
     def forward(self, before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Map (N, C_in, S, S) and summary (N, F) -> map (N, C, S', S') and summary (N, F + grid² C)."""
+        """Map (N, C_in, S, S) and summary (N, F) -> map (N, C, S', S') and summary (N, F + C + grid² C)."""
         map_, summary = before
         map_ = self.blocks(map_)
         pooled = functional.adaptive_avg_pool2d(map_, self.grid).flatten(1)
-        return map_, torch.cat([summary, pooled], dim=1)
+        spread = map_.flatten(2).std(dim=2)
+        return map_, torch.cat([summary, spread, pooled], dim=1)
 
 
 class Pool(nn.Module):
@@ -210,8 +218,7 @@ def calibrate(stages: nn.ModuleDict, images: Tensor, architecture: Architecture)
     """Measure the constants of ``pool`` on public, preprocessed images (N, 1, S, S)."""
     pool = stages["pool"]
     assert isinstance(pool, Pool)
-    emphasis = torch.ones(architecture.summary_size)
-    emphasis[: architecture.bins] = architecture.emphasis
+    emphasis = torch.tensor(architecture.emphasis).repeat_interleave(torch.tensor(architecture.summary_parts))
     with torch.no_grad():
         summaries = torch.cat([summarise(stages, part) for part in torch.split(images, 256)])
         pool.calibrate(summaries, emphasis, architecture.whitening)

@@ -58,7 +58,7 @@ class EmbeddedSpec:
 
 GLYPH = EmbeddedSpec(
     name="embedded/glyph",
-    digest="f08ee0070c8a5a6ea39d8d11724654fba1a26c40e4aa15e3263de1e18256587c",
+    digest="02eb00cefb02ef73a7669583586f52b0887e3c3059b093f3a5b4393c803cb27c",
     architecture=Architecture(),
     preprocessing=ImagePreprocessing(size=32, channels=1),
     licence="Apache-2.0",

@@ -62,7 +62,7 @@ class Recipe:
     """
 
     seed: int = 0
-    images: int = 1_000_000
+    images: int = 640_000
     batch: int = 128
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
