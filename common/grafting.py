@@ -75,6 +75,9 @@ def flatten(activations: Activations) -> Tensor:
 def threads(count: int) -> Iterator[None]:
     """Run a block on ``count`` threads: small heads train fastest on one, a forward pass on all."""
     before = torch.get_num_threads()
+    if before == count:  # starting a pool of threads anew costs more than a small head's step
+        yield
+        return
     torch.set_num_threads(count)
     try:
         yield

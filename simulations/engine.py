@@ -26,6 +26,7 @@ import client.app
 import server.app
 from client.home import simulated_in_process
 from common.config import RunConfig, to_flat
+from common.grafting import threads
 
 RUN_ID = 1
 FIRST_NODE_ID = 1000
@@ -125,7 +126,7 @@ def run_in_process(config: RunConfig, run_folder: Path, partitions: Sequence[int
     Raises:
         FederationError: as server and configuration raise it.
     """
-    with task_identity():
+    with task_identity(), threads(1):
         grid = InProcessGrid(client.app.app, config, partitions, run_folder)
         context = Context(
             run_id=RUN_ID,

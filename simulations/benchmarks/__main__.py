@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from importlib import import_module
 
 from common.errors import ConfigError
-from simulations.benchmarks import accuracy, defaults, rounds
 
-BENCHMARKS = {"accuracy": accuracy.main, "rounds": rounds.main, "defaults": defaults.main}
+BENCHMARKS = ("accuracy", "rounds", "defaults")
 
 
 def main(names: list[str]) -> None:
@@ -20,8 +21,9 @@ def main(names: list[str]) -> None:
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise ConfigError(f"expected benchmarks out of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}; name another")
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the fedgraft command does, before torch is imported
     for name in names or BENCHMARKS:
-        BENCHMARKS[name]()
+        import_module(f"simulations.benchmarks.{name}").main()
 
 
 if __name__ == "__main__":
