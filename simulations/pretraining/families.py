@@ -25,7 +25,7 @@ class Family(Protocol):
         """Draw one image for each label.
 
         Args:
-            labels: shape (N,), int64, in [0, classes), on the generator's device.
+            labels: shape (N,), N > 0, int64, in [0, classes), on the generator's device.
             size: side of the images, pixels.
             generator: of everything that varies within a class.
 

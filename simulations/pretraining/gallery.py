@@ -109,7 +109,7 @@ class Gallery:
         """Draw a mixed batch.
 
         Args:
-            count: images wanted; rounding each family's part may make it a few more or less.
+            count: images wanted; each family draws its rounded part, one at least.
             generator: of everything drawn, on the gallery's device.
 
         Returns:
@@ -117,7 +117,8 @@ class Gallery:
         """
         images, labels, first = [], [], 0
         for family, part in zip(self._families, self._parts, strict=True):
-            drawn = torch.randint(family.classes, (round(count * part),), generator=generator, device=generator.device)
+            wanted = max(1, round(count * part))
+            drawn = torch.randint(family.classes, (wanted,), generator=generator, device=generator.device)
             images.append(family.draw(drawn, self._size, generator))
             labels.append(drawn + first)
             first += family.classes

@@ -6,6 +6,7 @@ Run as ``python -m simulations.pretraining.table``.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from common import durable
 from common.backbones.backbone import Backbone
 from common.backbones.registry import load_backbone, untrained_twin
 from simulations.pretraining.probe import choose, probe_accuracy
@@ -115,6 +117,12 @@ def render(table: Table, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def update_card(path: Path, table: Table, draws: int) -> None:
+    """Put the table, and over how many draws it was averaged, into a model card."""
+    card = json.loads(path.read_text())
+    durable.write_json(path, {**card, "table": table, "table_draws": draws})
+
+
 def _mean_accuracy(images: ImageSet, train: Tensor, test: Tensor, per_class: int, draws: int) -> float:
     test_labels = torch.from_numpy(images.test_labels)
     scores = []
@@ -152,12 +160,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Probe raw pixels, random weights and the trained backbone.")
     parser.add_argument("--backbone", default="embedded/glyph")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds the other sets")
-    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--draws", type=int, default=20, help="of the few labels")
+    parser.add_argument("--card", type=Path, help="model card (JSON) to write the table into, whatever it says")
     arguments = parser.parse_args()
     backbone = load_backbone(arguments.backbone)
     sets = image_sets(arguments.data)
     table = measure_table(backbone, untrained_twin(backbone, seed=0), sets, arguments.draws)
     print(render(table, list(sets)))
+    if arguments.card:
+        update_card(arguments.card, table, arguments.draws)
 
 
 if __name__ == "__main__":
