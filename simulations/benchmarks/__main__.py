@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from importlib import import_module
@@ -20,10 +19,12 @@ def main(names: list[str]) -> None:
     """
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise ConfigError(f"expected benchmarks out of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}; name another")
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the fedgraft command does, before torch is imported
+    from simulations.session import quiet
+
     for name in names or BENCHMARKS:
-        import_module(f"simulations.benchmarks.{name}").main()
+        with quiet():
+            import_module(f"simulations.benchmarks.{name}").main()
 
 
 if __name__ == "__main__":
