@@ -152,6 +152,11 @@ def installed_assets() -> Path:
             "expected an installed fedgraft that holds the embedded weights, found none in this environment; "
             "run pip install on the project or its wheel"
         ) from error
+    return assets_of(distribution)
+
+
+def assets_of(distribution: metadata.Distribution) -> Path:
+    """Give the assets folder of a distribution: in the project for an editable install, else where the wheel went."""
     root = _editable_root(distribution) or Path(str(distribution.locate_file("")))
     return root / "common" / "backbones" / "assets"
 

@@ -1,6 +1,7 @@
 """The registry hands out what the source pins, and nothing else."""
 
 import json
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from common.backbones.backbone import backbone_digest
 from common.backbones.registry import (
     CALIBRATION,
     GLYPH,
+    assets_of,
     backbone_names,
     calibration_images,
     installed_assets,
@@ -38,6 +40,23 @@ def test_every_name_loads() -> None:
 
 def test_a_folder_with_the_right_weights_serves(assets: Path) -> None:
     assert load_backbone(GLYPH.name, assets).digest == GLYPH.digest
+
+
+@pytest.mark.parametrize(
+    ("origin", "root"),
+    [
+        (None, "site"),
+        ({"url": "file:///somewhere/a.whl", "archive_info": {}}, "site"),
+        ({"url": "file:///a%20project", "dir_info": {}}, "site"),
+        ({"url": "file:///a%20project", "dir_info": {"editable": True}}, "/a project"),
+    ],
+)
+def test_weights_are_where_the_distribution_says(tmp_path: Path, origin: dict[str, object] | None, root: str) -> None:
+    info = tmp_path / "site" / "fedgraft-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    if origin is not None:
+        (info / "direct_url.json").write_text(json.dumps(origin))
+    assert assets_of(PathDistribution(info)) == tmp_path / root / "common" / "backbones" / "assets"
 
 
 @pytest.mark.parametrize("wrong", ["embedded/glyf", "glyph", "embeded/glyph", "x"])
