@@ -31,6 +31,7 @@ def build_result(
     final: Checkpoint,
     lines: list[Line],
     worlds: Mapping[str, World],
+    baselines_s: float,
     folder: Path,
     engine: str,
 ) -> Result:
@@ -42,6 +43,7 @@ def build_result(
         final: the state after the last round.
         lines: the round log.
         worlds: baselines by name.
+        baselines_s: time that they took.
         folder: the run folder, with the nodes' ledgers.
         engine: that played the run.
 
@@ -58,7 +60,7 @@ def build_result(
         "metrics": {"loss": scores.loss, "balanced_accuracy": scores.balanced_accuracy},
         "privacy": _privacy(config, preflight, folder),
         "bytes": _bytes(lines, len(federation.shares)),
-        "timing_s": _timing(lines, preflight.seconds),
+        "timing_s": _timing(lines, preflight.seconds, baselines_s),
         "rounds": plan.rounds,
         "nodes": len(federation.shares),
         "node_names": list(federation.names),
@@ -104,6 +106,7 @@ def mean_result(results: list[Result]) -> Result:
         "accuracy_std": {name: _std(values) for name, values in accuracies.items()},
         "metrics": {name: _mean([result["metrics"][name] for result in results]) for name in first["metrics"]},
         "privacy": {**first["privacy"], "epsilon_per_node": worst},
+        "timing_s": {name: sum(result["timing_s"][name] for result in results) for name in first["timing_s"]},
         "seeds": [result["seed"] for result in results],
     }
 
@@ -183,9 +186,9 @@ def _bytes(lines: list[Line], nodes: int) -> dict[str, int]:
     }
 
 
-def _timing(lines: list[Line], features: float) -> dict[str, float]:
+def _timing(lines: list[Line], features: float, baselines: float) -> dict[str, float]:
     rounds = sum(line["seconds"] for line in lines)
-    return {"features": features, "rounds": rounds, "total": features + rounds}
+    return {"features": features, "rounds": rounds, "baselines": baselines, "total": features + rounds + baselines}
 
 
 def _accuracy(worlds: Mapping[str, World], name: str) -> float | None:

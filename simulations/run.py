@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,10 @@ def simulate(config: RunConfig, ready: Preflight, folder: Path, engine: str, wat
     final = RunStore(folder, run_identity(folder)).latest()
     if final is None:
         raise ProtocolError(f"expected a checkpoint in {folder} after the last round, found none; resume the run")
+    began = time.perf_counter()
     worlds = _baselines(config, ready, folder, watcher)
-    result = build_result(config, ready, final, read_lines(folder / ROUNDS), worlds, folder, engine)
+    baselines_s = time.perf_counter() - began
+    result = build_result(config, ready, final, read_lines(folder / ROUNDS), worlds, baselines_s, folder, engine)
     features = int(ready.features.shape[1])
     facts = ModelFacts(model=ready.proposal.plan.offer.model, features=features, privacy=result["privacy"])
     save_model(folder / "model", facts, final.head, model_card(result))

@@ -173,7 +173,7 @@ def time_table(run: Run, where: str) -> Markup:
     """List where the time went."""
     features, training, whole = (run.facts.number("timing_s", key) for key in ("features", "rounds", "total"))
     rest = whole - (features or 0) - (training or 0) if whole is not None else None
-    replied = sum(line.nodes or 0 for line in run.rounds)
+    replied = sum(line.nodes or 0 for line in run.rounds) * max(1, len(run.seeds))
     per_reply = training / replied if training is not None and replied else None
     rows = [
         ["Features (once for each record)", wording.duration(features), part(features, whole)],
