@@ -72,6 +72,7 @@ class Node:
     Attributes:
         name: as the server knows the node.
         declared_size: number of records that the operator declares; public.
+        classes: label names of its data, in the order of the labels; public.
         policy: what the operator allows.
         simulated: whether an engine on one machine plays this node.
         open_ledger: opens the budget of the data set.
@@ -81,6 +82,7 @@ class Node:
 
     name: str
     declared_size: int
+    classes: tuple[str, ...]
     policy: Policy
     simulated: bool
     open_ledger: Callable[[], Ledger]
@@ -133,6 +135,7 @@ def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], part
     return Node(
         name=name,
         declared_size=len(share),
+        classes=federation.data.classes,
         policy=Policy(privacy.epsilon, privacy.delta, privacy.unit, metrics=config.evaluation.node_metrics),
         simulated=True,
         open_ledger=lambda: open_simulated_ledger(run_folder, name, config),

@@ -10,6 +10,7 @@ from client import egress
 from client.home import Node, Records
 from client.ledger import Spend, StoredReply
 from client.mechanism import clipped_sum, noisy_gradient
+from common.errors import ConfigError, ProtocolError
 from common.heads import arrays_digest, build_head, head_arrays, load_arrays
 from common.messages import EvaluateTask, Hello, Metrics, ModelSpec, Offer, TrainTask, Update
 from common.privacy.noise import Randomness
@@ -22,8 +23,9 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
 
     Raises:
         PrivacyError: the offer is weaker than the node's policy.
+        ConfigError: it means other classes than the node's.
     """
-    node.policy.accept(offer, node.declared_size)
+    _accept(offer, node)
     return egress.release_hello(node.name, node.declared_size)
 
 
@@ -36,9 +38,12 @@ def train_round(task: TrainTask, node: Node) -> Update:
 
     Raises:
         PrivacyError: the plan is refused, or the budget does not suffice.
-        BackboneMismatchError: the node's backbone is not the one that the task means.
+        ProtocolError: the plan has no such round.
+        ConfigError: the task means other classes, or another backbone, than the node's.
     """
-    plan = node.policy.accept(task.offer, node.declared_size)
+    plan = _accept(task.offer, node)
+    if not 1 <= task.round <= plan.terms.rounds:
+        raise ProtocolError(f"expected a round from 1 to {plan.terms.rounds}, got {task.round}; refuse the message")
     with node.open_ledger() as ledger:
         spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=arrays_digest(task.head))
         reservation = ledger.reserve(spend, plan)
@@ -86,13 +91,30 @@ def evaluate(task: EvaluateTask, node: Node) -> Metrics:
 
     Raises:
         PrivacyError: the metrics policy lets nothing out; no record is read.
+        ConfigError: the task means other classes than the node's.
     """
     egress.release_metrics(0.0, node.policy.metrics, simulated=node.simulated)
+    _accept(task.offer, node)
     records = node.records(task.offer.model)
     head = starting_head(task.offer.model, records.dimension, task.head)
     features, targets = records.everything()
     scores = score_classification(head, features, targets, len(task.offer.model.classes))
     return egress.release_metrics(scores.accuracy, node.policy.metrics, simulated=node.simulated)
+
+
+def _accept(offer: Offer, node: Node) -> PrivacyPlan:
+    """Make the plan of an offer, or refuse it, from public constants only.
+
+    The classes are compared because a head too narrow for a label fails just where a record has that label: the
+    failure would be an un-noised answer about the records.
+    """
+    plan = node.policy.accept(offer, node.declared_size)
+    if offer.model.classes != node.classes:
+        raise ConfigError(
+            f"expected the {len(node.classes)} classes of this node's data, the server's model has "
+            f"{len(offer.model.classes)}, or other names or another order; agree on one class list"
+        )
+    return plan
 
 
 def starting_head(model: ModelSpec, features: int, arrays: dict[str, Tensor]) -> nn.Module:

@@ -30,6 +30,7 @@ from common.privacy.plan import PrivacyTerms
 
 Number = TypeVar("Number", int, float)
 
+LARGEST = float(np.finfo(np.float32).max)
 ARRAYS = "arrays"  # Flower's strategies look for these names
 CONFIG = "config"
 TASK = "task"
@@ -41,7 +42,7 @@ QUERY_HELLO = f"query.{HELLO_ACTION}"
 
 class _Offer(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    run_id: str = Field(min_length=1, max_length=128)
+    run_id: str = Field(pattern=r"^[0-9A-Za-z._-]{1,128}$")  # it ends up in ledgers and reports
     model: ModelSpec
     terms: dict[str, str | int | float]
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -75,7 +76,8 @@ def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
             values = array.numpy()
         except Exception as error:
             raise ProtocolError(f"the array {name!r} of a message cannot be read; the sender must be mended") from error
-        if values.dtype not in (np.float32, np.float64) or not np.isfinite(values).all():
+        known = values.dtype in (np.float32, np.float64)
+        if not known or not (np.abs(values) <= LARGEST).all():  # a NaN is not; a larger float64 would become infinite
             raise ProtocolError(f"expected finite floats in the array {name!r}, got something else; stop the sender")
         head[name] = torch.from_numpy(np.array(values, dtype=np.float32))
     return head
@@ -177,4 +179,6 @@ def _number(record: Mapping[str, object], key: str, kind: type[Number]) -> Numbe
     value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ProtocolError(f"expected a finite number as {key!r} of a message, got {type(value).__name__}")
+    if kind is int and not isinstance(value, int):
+        raise ProtocolError(f"expected a whole number as {key!r} of a message, got a fraction; update the sender")
     return kind(value)

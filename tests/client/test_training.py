@@ -15,8 +15,8 @@ from client.ledger import Ledger, Spend
 from client.policy import Policy
 from client.training import accept_offer, evaluate, private_update, train_round
 from common.config import to_flat
-from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError
-from common.heads import arrays_digest
+from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
+from common.heads import arrays_digest, build_head, head_arrays
 from common.messages import EvaluateTask, TrainTask
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
@@ -119,6 +119,27 @@ def test_another_backbone_than_the_node_has_is_refused_and_pays_nothing_more(nod
     wrong = dataclasses.replace(task.offer, model=task.offer.model.model_copy(update={"backbone_digest": "0" * 64}))
     with pytest.raises(BackboneMismatchError, match="digest"):
         train_round(dataclasses.replace(task, offer=wrong), node)
+
+
+def test_other_classes_than_the_nodes_own_are_refused_before_a_record_is_read(node: Node) -> None:
+    """A head too narrow for some label would fail exactly where a record with that label is in the batch."""
+    task = small_task()
+    for classes in (("0", "1"), tuple(reversed(task.offer.model.classes))):
+        model = task.offer.model.model_copy(update={"classes": classes})
+        offer = dataclasses.replace(task.offer, model=model)
+        head = head_arrays(build_head("linear", 64, len(classes)))
+        with pytest.raises(ConfigError, match="classes"):
+            accept_offer(offer, node)
+        with pytest.raises(ConfigError, match="classes"):
+            train_round(dataclasses.replace(task, offer=offer, head=head), node)
+    assert spent(node) == 0.0
+
+
+@pytest.mark.parametrize("round_", [-1, 0, 4, 10**30])
+def test_a_round_that_the_plan_does_not_have_is_refused(round_: int, node: Node) -> None:
+    with pytest.raises(ProtocolError, match="from 1 to 3"):
+        train_round(dataclasses.replace(small_task(), round=round_), node)
+    assert spent(node) == 0.0
 
 
 def trained_with(task: TrainTask, node: Node, sampling: Randomness, noise: Randomness) -> dict[str, torch.Tensor]:

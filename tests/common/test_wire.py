@@ -31,10 +31,10 @@ def over_the_wire(message: Message) -> Message:
     return message_from_proto(message_to_proto(message))
 
 
-def train_message(config: ConfigRecord | None = None, arrays: ArrayRecord | None = None) -> Message:
+def train_message(config: ConfigRecord | None = None, arrays: ArrayRecord | None = None, round_: float = 1) -> Message:
     task = small_task()
     record = config if config is not None else wire.encode_task(task.offer, task.learning_rate)
-    record[wire.ROUND] = 1
+    record[wire.ROUND] = round_
     head = arrays if arrays is not None else wire.encode_head(task.head)
     return over_the_wire(Message(RecordDict({wire.CONFIG: record, wire.ARRAYS: head}), 5, "train"))
 
@@ -86,6 +86,8 @@ def changed(**changes: Any) -> ConfigRecord:
         ConfigRecord({wire.TASK: "[]"}),
         changed(surprise=1),
         changed(run_id=""),
+        changed(run_id="\ud800"),
+        changed(run_id="<b>"),
         changed(learning_rate=-1.0),
         changed(learning_rate=None),
         changed(model={"backbone": "pixels/8"}),
@@ -95,6 +97,12 @@ def changed(**changes: Any) -> ConfigRecord:
 def test_a_malformed_task_is_refused(config: ConfigRecord) -> None:
     with pytest.raises(ProtocolError, match="expected a"):
         wire.decode_train_task(train_message(config))
+
+
+@pytest.mark.parametrize("round_", [1.5, 1e300])
+def test_a_round_that_is_no_whole_number_is_refused(round_: float) -> None:
+    with pytest.raises(ProtocolError, match="whole number"):
+        wire.decode_train_task(train_message(round_=round_))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,7 @@ def test_terms_that_promise_nothing_are_refused(change: dict[str, Any]) -> None:
     [
         np.array([1.0, np.nan], dtype=np.float32),
         np.array([np.inf], dtype=np.float32),
+        np.array([1e300], dtype=np.float64),
         np.array([1, 2], dtype=np.int64),
         np.array(["a"]),
     ],
