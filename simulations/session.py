@@ -105,13 +105,13 @@ def _preflight(config: RunConfig) -> preflight.Preflight:
 
 def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engine: str) -> Result:
     with _node_log(folder), _bars() as bars:
+        bars.console.print(_announcement(config, ready), highlight=False)
         rounds = bars.add_task("rounds", total=config.federation.rounds, note="")
         worlds = bars.add_task("baselines", total=None, note="", visible=False)
 
         def on_round(line: Line) -> None:
-            accuracy = "" if line["accuracy"] is None else f"accuracy {line['accuracy']:.3f}  "
-            note = f"{accuracy}ε {line['epsilon']:.2f} (δ {config.privacy.delta:g}, one {config.privacy.unit})"
-            bars.update(rounds, completed=line["round"], note=note)
+            accuracy = "" if line["accuracy"] is None else f"accuracy {line['accuracy']:.3f} "
+            bars.update(rounds, completed=line["round"], note=f"{accuracy}ε {line['epsilon']:.2f}")
 
         def on_baseline(name: str, done: int, total: int) -> None:
             bars.update(worlds, description=name, completed=done, total=total, visible=True)
@@ -119,12 +119,22 @@ def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engin
         return run.simulate(config, ready, folder, engine, run.Watcher(on_round, on_baseline))
 
 
+def _announcement(config: RunConfig, ready: preflight.Preflight) -> str:
+    """Say what starts, and what the ε beside the bar means."""
+    privacy, nodes = config.privacy, len(ready.federation.shares)
+    nominal = "" if config.federation.seed is None else "; nominal: seeded"
+    return (
+        f"{nodes} nodes train a {config.model.head} head on {config.model.backbone}; "
+        f"ε at δ = {privacy.delta:g}, one {privacy.unit}, {privacy.trust} trust{nominal}"
+    )
+
+
 @contextmanager
 def _bars() -> Iterator[Progress]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<12}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
