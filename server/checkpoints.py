@@ -32,7 +32,7 @@ class Checkpoint:
         round: rounds completed; 0 is the start.
         head: the global head.
         strategy: what the strategy carries over, see ``server.aggregation.strategy_state``.
-        participation: node name to number of rounds it released an update in.
+        participation: node name to number of rounds that it may have paid for.
         line: that round's line of ``rounds.jsonl``; empty at round 0.
     """
 

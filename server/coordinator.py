@@ -17,6 +17,7 @@ from common.grafting import cut_point, threads
 from common.heads import build_head, head_arrays, load_arrays
 from common.messages import ModelSpec, Offer
 from common.privacy.accountant import noise_multiplier_for
+from common.privacy.canonical import sha256_hex
 from common.privacy.plan import PrivacyTerms
 from common.tasks import Scores, score_classification
 from server.defaults import default_clipping_norm
@@ -64,7 +65,7 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
         offer=Offer(run_id, model, terms),
         learning_rate=None if config.training.learning_rate == "auto" else float(config.training.learning_rate),
         cohort=config.federation.cohort,
-        seed=config.federation.seed,
+        seed=_cohort_seed(config, run_id),
         weighting=config.federation.weighting,
         evaluate_every=config.evaluation.every,
     )
@@ -76,6 +77,12 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
             return score_classification(module, test, targets, len(model.classes))
 
     return Proposal(plan, head_arrays(start), evaluate)
+
+
+def _cohort_seed(config: RunConfig, run_id: str) -> int:
+    """The run's seed; without one, a number that its id decides, so that a resumed run asks the same nodes again."""
+    seed = config.federation.seed
+    return int(sha256_hex("fedgraft cohorts", run_id), 16) if seed is None else seed
 
 
 def model_spec(config: RunConfig, backbone: Backbone, classes: tuple[str, ...]) -> ModelSpec:

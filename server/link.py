@@ -98,7 +98,8 @@ class Link:
     def collect(self, messages: Iterable[Message], head: Mapping[str, Tensor]) -> Answers:
         """Send training messages and sort the replies by node name, so that no result depends on who was first.
 
-        An update that is not shaped as ``head`` is dropped, its node counted as failed.
+        An update that is not shaped as ``head`` is dropped, its node counted as failed; the others are put into the
+        order and type of ``head``, which some strategies rely on.
         """
         name_of = {member.node_id: name for name, member in self.members.items()}
         updates: dict[str, Message] = {}
@@ -108,6 +109,8 @@ class Link:
             name = name_of[message.metadata.src_node_id]
             reply = _decode(message)
             if isinstance(reply, Update) and _shapes(reply.head) == _shapes(head):
+                in_order = {key: reply.head[key] for key in head}
+                message.content = RecordDict({wire.ARRAYS: wire.encode_head(in_order)})
                 updates[name] = message
                 del failed[name]
             else:

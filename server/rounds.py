@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ class RoundPlan:
         offer: model and privacy terms.
         learning_rate: of the nodes' local steps; None takes the default for the nodes that accept the offer.
         cohort: nodes a round; None is all of them.
-        seed: of the choice of cohorts; public. None draws one afresh for each round.
+        seed: of the choice of cohorts; public, and the same after a resume.
         weighting: ``"equal"`` or ``"declared"`` (by the nodes' declared sizes).
         evaluate_every: the head is evaluated after every so many rounds, and after the last.
     """
@@ -41,7 +42,7 @@ class RoundPlan:
     offer: Offer
     learning_rate: float | None
     cohort: int | None
-    seed: int | None
+    seed: int
     weighting: str
     evaluate_every: int
 
@@ -98,10 +99,15 @@ def run_round(state: Checkpoint, plan: RoundPlan, link: Link, strategy: FedAvg, 
     messages = strategy.configure_train(round_, wire.encode_head(state.head), config, view)
     answers = link.collect(messages, state.head)
     weights = {member.node_id: _weight(member, plan.weighting) for member in cohort}
-    head = aggregate(strategy, round_, answers.updates.values(), weights)
-    if head is None:
+    head = aggregate(strategy, round_, answers.updates.values(), weights) if answers.updates else None
+    if not answers.updates:
         raise _nobody(answers.failed, round_)
-    participation = {**state.participation, **{name: state.participation.get(name, 0) + 1 for name in answers.updates}}
+    if head is None:
+        raise ProtocolError(
+            f"expected enough updates for the strategy {type(strategy).__name__.lower()}, got {len(answers.updates)} "
+            f"updates in round {round_}; add nodes or choose another federation.strategy"
+        )
+    participation = _count(state.participation, answers)
     scores = evaluate(head) if round_ % plan.evaluate_every == 0 or round_ == plan.rounds else None
     line = _line(round_, scores, answers, participation, plan, state.head) | {"seconds": time.perf_counter() - began}
     return Checkpoint(round_, head, strategy_state(strategy), participation, line)
@@ -118,7 +124,7 @@ def learning_rate(plan: RoundPlan, members: Iterable[Member], head: Mapping[str,
     return default_learning_rate(plan.offer.terms, parameters, sizes, weights, plan.cohort)
 
 
-def choose_cohort(members: Mapping[str, Member], size: int | None, seed: int | None, round_: int) -> list[Member]:
+def choose_cohort(members: Mapping[str, Member], size: int | None, seed: int, round_: int) -> list[Member]:
     """Choose the nodes of a round, by name, so that the choice survives a resume and another engine.
 
     The choice is the server's, who sees every update: it amplifies no privacy, and none is claimed.
@@ -126,7 +132,7 @@ def choose_cohort(members: Mapping[str, Member], size: int | None, seed: int | N
     names = sorted(members)
     if size is None or size >= len(names):
         return [members[name] for name in names]
-    generator = np.random.default_rng(None if seed is None else [seed, round_])
+    generator = np.random.default_rng([seed, round_])
     chosen = generator.choice(len(names), size=size, replace=False)
     return [members[names[index]] for index in sorted(chosen)]
 
@@ -145,6 +151,13 @@ def _weight(member: Member, weighting: str) -> float:
     return float(member.declared_size) if weighting == "declared" else 1.0
 
 
+def _count(before: Mapping[str, int], answers: Answers) -> dict[str, int]:
+    """Add this round for every node that may have paid for it: all that were asked, but those without a budget."""
+    unpaid = {name for name, reason in answers.failed.items() if reason == Reason.BUDGET.value}
+    paid = ({*answers.updates, *answers.failed}) - unpaid
+    return {**before, **{name: before.get(name, 0) + 1 for name in sorted(paid)}}
+
+
 def _line(
     round_: int,
     scores: Scores | None,
@@ -158,7 +171,7 @@ def _line(
     return {
         "round": round_,
         "accuracy": None if scores is None else scores.accuracy,
-        "loss": None if scores is None else scores.loss,
+        "loss": None if scores is None or not math.isfinite(scores.loss) else scores.loss,
         "epsilon": epsilon_by_round(plan.offer.terms)[max(participation.values())],
         "nodes": len(answers.updates),
         "failed": dict(answers.failed),

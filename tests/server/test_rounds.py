@@ -14,13 +14,17 @@ from flwr.clientapp import ClientApp
 
 import client.app
 import server.app
+from client.home import open_simulated_ledger, simulated_in_process
 from common import wire
-from common.config import RunConfig
+from common.config import RunConfig, to_flat
 from common.errors import PrivacyError, ProtocolError
 from common.messages import Reason, Refusal
+from common.privacy.accountant import epsilon_by_round
+from server.aggregation import build_strategy
 from server.checkpoints import RunStore, read_lines
-from server.link import Member
-from server.rounds import choose_cohort
+from server.coordinator import propose
+from server.link import Link, Member
+from server.rounds import choose_cohort, run_rounds
 from server.run_folder import run_identity
 from simulations.engine import InProcessGrid, run_in_process, task_identity
 from tests.federations import digest_of, small_config
@@ -60,7 +64,7 @@ def misbehaving(partition: int, answer: Callable[[Message], Message]) -> ClientA
 
 
 def test_a_cohort_is_chosen_by_name_and_seed() -> None:
-    def names(seed: int | None, round_: int) -> list[str]:
+    def names(seed: int, round_: int) -> list[str]:
         return [member.name for member in choose_cohort(MEMBERS, 4, seed, round_)]
 
     assert names(1, 1) == names(1, 1)
@@ -109,6 +113,82 @@ def test_a_node_that_answers_nonsense_is_dropped_and_the_round_goes_on(kind: str
     assert [line["nodes"] for line in lines] == [3, 3, 3]
     assert set(lines[0]["failed"]) == {"node-002"}
     assert "secret" not in (tmp_path / "rounds.jsonl").read_text()
+
+
+def test_a_head_without_a_finite_loss_has_none_in_the_log(tmp_path: Path) -> None:
+    """Each value is finite, the logits are not."""
+
+    def enormous(message: Message) -> Message:
+        arrays = {"weight": np.full((10, 64), 3e38, np.float32), "bias": np.zeros(10, np.float32)}
+        record = ArrayRecord({name: Array(value) for name, value in arrays.items()})
+        return Message(RecordDict({wire.ARRAYS: record}), reply_to=message)
+
+    run_with(misbehaving(2, enormous), small_config(), tmp_path)
+    assert [line["loss"] for line in read_lines(tmp_path / "rounds.jsonl")][-1] is None
+
+
+def trained_by(partition: int, config: RunConfig, folder: Path, message: Message) -> Message:
+    with simulated_in_process(folder):
+        return client.app.train(message, Context(1, 1, {"partition-id": partition}, RecordDict(), to_flat(config)))
+
+
+def test_updates_reach_the_strategy_in_the_heads_own_order_and_type(tmp_path: Path) -> None:
+    def turned(message: Message) -> Message:
+        arrays = trained_by(2, config, tmp_path, message).content.array_records[wire.ARRAYS]
+        double = {name: Array(arrays[name].numpy().astype(np.float64)) for name in list(arrays)[::-1]}
+        return Message(RecordDict({wire.ARRAYS: ArrayRecord(double)}), reply_to=message)
+
+    config = small_config(federation={"strategy": "bulyan", "nodes": 3, "rounds": 1})
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for folder, app in ((tmp_path, misbehaving(2, turned)), (plain, client.app.app)):
+        strategy = build_strategy("bulyan")
+        proposal = propose(config, run_identity(folder))
+        with task_identity():
+            link = Link(InProcessGrid(app, config, range(3), folder))
+            store = RunStore(folder, run_identity(folder))
+            run_rounds(proposal.plan, link, strategy, store, proposal.start, proposal.evaluate)
+    assert digest_of(tmp_path) == digest_of(plain)
+
+
+def test_epsilon_in_the_log_counts_nodes_that_may_have_paid_without_an_answer(tmp_path: Path) -> None:
+    app = ClientApp()
+    app.query(wire.HELLO_ACTION)(client.app.hello)
+
+    @app.train()
+    def loses_half_of_the_replies(message: Message, context: Context) -> Message:
+        reply = client.app.train(message, context)
+        late = wire.decode_train_task(message).round > 2
+        lost = (context.node_config["partition-id"] == 0) == late
+        return BAD_ANSWERS["an error"](message) if lost else reply
+
+    config = small_config(federation={"rounds": 4})
+    run_with(app, config, tmp_path)
+    table = epsilon_by_round(propose(config, "x").plan.offer.terms)
+    lines = read_lines(tmp_path / "rounds.jsonl")
+    assert [line["nodes"] for line in lines] == [1, 1, 3, 3]
+    assert [line["epsilon"] for line in lines] == list(table[1:])
+    with open_simulated_ledger(tmp_path, "node-000", config) as ledger:
+        assert ledger.statement().epsilon == table[4]
+
+
+def test_a_node_that_refused_for_its_budget_has_not_paid(tmp_path: Path) -> None:
+    config = small_config()
+    run_with(misbehaving(2, BAD_ANSWERS["a refusal"]), config, tmp_path)
+    latest = RunStore(tmp_path, run_identity(tmp_path)).latest()
+    assert latest is not None
+    assert "node-002" not in latest.participation
+
+
+def test_cohorts_survive_a_resume_without_a_seed_too() -> None:
+    config = small_config(federation={"seed": None, "cohort": 1})
+    seeds = [propose(config, run_id).plan.seed for run_id in ("a", "a", "b")]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_a_strategy_that_makes_nothing_of_so_few_updates_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError, match=r"bulyan.*2 updates"):
+        run_in_process(small_config(federation={"strategy": "bulyan"}), tmp_path, range(2))
 
 
 def test_a_round_without_any_update_stops_with_the_reasons(tmp_path: Path) -> None:
