@@ -7,6 +7,7 @@ a configuration that was received.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from common.features import as_tensor, cached_backbone
 from common.messages import ModelSpec
 from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
 
+NODE_LOG = "nodes.log"
 _in_process: ContextVar[Path | None] = ContextVar("in_process", default=None)
 
 
@@ -191,8 +193,19 @@ def _config(flat: tuple[tuple[str, str | int | float | bool], ...]) -> RunConfig
 def _simulation_folder(run_id: int) -> Path | None:
     folder = _in_process.get()
     if folder is None and _inside_ray():
-        return places.run_folder(run_id)
+        folder = places.run_folder(run_id)
+        _log_into(folder)
     return folder
+
+
+@lru_cache(maxsize=1)
+def _log_into(run_folder: Path) -> None:
+    """Keep what the nodes of a Ray worker say of their refusals; in process, the simulation itself does it."""
+    handler = logging.FileHandler(run_folder / NODE_LOG, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("fedgraft.node")
+    log.addHandler(handler)
+    log.propagate = False
 
 
 def _inside_ray() -> bool:

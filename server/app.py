@@ -17,7 +17,7 @@ from server.checkpoints import RunStore
 from server.coordinator import propose
 from server.link import Link
 from server.rounds import run_rounds
-from server.run_folder import FAILURE, expected_nodes, run_folder, run_identity
+from server.run_folder import FAILURE, expected_nodes, keep_config, run_folder, run_identity
 
 app = ServerApp()
 
@@ -27,7 +27,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation in its run folder, or continue it there."""
     folder = run_folder(context)
     try:
-        run(from_flat(context.run_config), grid, folder, expected_nodes(context))
+        config = from_flat(context.run_config)
+        keep_config(folder, config)
+        run(config, grid, folder, expected_nodes(context))
     except FederationError as error:
         durable.write_json(folder / FAILURE, {"kind": type(error).__name__, "message": str(error)})
         raise

@@ -9,8 +9,10 @@ from pathlib import Path
 from flwr.app import Context
 
 from common import durable, places
+from common.config import RunConfig, config_digest, dump_toml, load_config
 from common.errors import ConfigError
 
+CONFIG = "config.toml"
 FAILURE = "failure.json"
 IDENTITY = "run.json"
 
@@ -31,6 +33,21 @@ def expected_nodes(context: Context) -> int | None:
     """How many nodes an in-process engine plays, which may be fewer than configured; None if unsaid."""
     nodes = context.node_config.get("nodes")
     return None if nodes is None else int(nodes)
+
+
+def keep_config(folder: Path, config: RunConfig) -> None:
+    """Write a run's configuration into its folder, unless what started it did: ``flwr run`` alone does not.
+
+    Raises:
+        ConfigError: the run in that folder was started with another one.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        durable.write_bytes(path, dump_toml(config).encode())
+    elif config_digest(load_config(path)) != config_digest(config):
+        raise ConfigError(
+            f"the configuration differs from the one that {folder} was started with; use that one, or another folder"
+        )
 
 
 def run_identity(folder: Path) -> str:

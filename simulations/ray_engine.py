@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -39,14 +38,11 @@ STARTS = 3  # Flower gives its SuperLink 15 s to start, which a busy machine may
 NO_SUPERLINK = "Failed to start local SuperLink"
 LONGEST_TEMPORARY = 20  # characters; Ray puts sockets far below it, and their paths end at 107
 
-OnRound = Callable[[Mapping[str, Any]], None]
-
 
 def run_on_ray(
     config: RunConfig,
     run_folder: Path,
     nodes: int,
-    on_round: OnRound = lambda entry: None,
     *,
     app: Callable[[Path], object] = assemble,
 ) -> None:
@@ -56,7 +52,6 @@ def run_on_ray(
         config: of the run; ``data.source`` absolute or built in.
         run_folder: exists; the apps find it in ``FEDGRAFT_RUN_FOLDER``. Flower's log goes to ``flower.log`` in it.
         nodes: how many to simulate.
-        on_round: called with every new line of ``rounds.jsonl``.
         app: writes the Flower app into a folder that it makes; ours by default.
 
     Guarantees:
@@ -69,40 +64,14 @@ def run_on_ray(
     """
     run_folder = run_folder.resolve()
     (run_folder / FAILURE).unlink(missing_ok=True)
-    rounds = _Rounds(run_folder / "rounds.jsonl", on_round)
     for _ in range(STARTS):
         with _launched(config, run_folder, nodes, app) as flower:
             while flower.runs():
-                rounds.report()
                 time.sleep(POLL_S)
-            status = flower.status()
-        rounds.report()
+            status = None if (run_folder / FAILURE).exists() else flower.status()
         if status is not None or NO_SUPERLINK not in (run_folder / LOG).read_text(errors="replace"):
             break
     raise_failure(status, run_folder)
-
-
-class _Rounds:
-    """Follows the file to which the server adds a line after each round."""
-
-    def __init__(self, path: Path, on_round: OnRound) -> None:
-        """Take what is there already as known."""
-        self._path, self._on_round = path, on_round
-        self._last = max((entry["round"] for entry in self._entries()), default=0)
-
-    def report(self) -> None:
-        """Pass new rounds on."""
-        for entry in self._entries():
-            if entry["round"] > self._last:
-                self._last = entry["round"]
-                self._on_round(entry)
-
-    def _entries(self) -> Iterator[dict[str, Any]]:
-        """Read all complete lines."""
-        text = self._path.read_text() if self._path.exists() else ""
-        for line in text.splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
 
 
 @dataclass(frozen=True)
@@ -175,7 +144,7 @@ def _prepare(scratch: Path, config: RunConfig, run_folder: Path) -> dict[str, st
     """Write the app's configuration and Flower's into ``scratch``; return the environment to start it in."""
     (scratch / "work").mkdir()
     (scratch / "run.toml").write_text(tomli_w.dumps(to_flat(config)), encoding="utf-8")
-    port, control_port = _free_ports(2)
+    port, control_port = free_ports(2)
     home = scratch / "flwr"
     home.mkdir()
     connections = {"default": "own", "own": {"address": ":local:"}, "started": _address(port)}
@@ -191,6 +160,7 @@ def _prepare(scratch: Path, config: RunConfig, run_folder: Path) -> dict[str, st
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning each time
         "RAY_TMPDIR": str(scratch),
@@ -202,7 +172,7 @@ def _address(port: int) -> dict[str, str | bool]:
     return {"address": f"127.0.0.1:{port}", "insecure": True}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Find ports that nobody listens on."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

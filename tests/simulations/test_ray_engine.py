@@ -1,81 +1,145 @@
-"""The Ray engine, with a tiny app: rounds are followed, failures are told, and nothing is left running."""
+"""The Ray engine: the same head as in process, failures in their own words, and nothing left running."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+import fedgraft
+from common.config import dump_toml
 from common.errors import BudgetSpentError, FederationError, PrivacyError
-from simulations.ray_engine import raise_failure, run_on_ray
+from common.places import CACHE, RUN_FOLDER
+from simulations.ray_engine import free_ports, raise_failure, run_on_ray
+from tests.federations import digest_of, small_config
+from tests.processes import left_behind, lines_in, wait_until
 from tests.simulations.tiny_app import NODES, configuration, write_app
 
-PATIENCE_S = 120
+ROOT = Path(__file__).parents[2]
+COHORT = {"nodes": 5, "cohort": 3}
 
 
-def left_behind(run_folder: Path) -> list[str]:
-    """Name the processes that inherited this run's folder, other than our own children that ended."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FEDGRAFT_RUN_FOLDER") == str(run_folder):
-                found.append(" ".join(process.cmdline()[:3]))
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
+def written(folder: Path, **sections: dict[str, Any]) -> Path:
+    """A configuration file on the embedded backbone, with a cohort smaller than the federation."""
+    path = folder / "config.toml"
+    model = {"backbone": "embedded/glyph", **sections.pop("model", {})}
+    federation = {**COHORT, **sections.pop("federation", {})}
+    path.write_text(dump_toml(small_config(model=model, federation=federation, **sections)))
+    return path
+
+
+def epsilons(folder: Path) -> dict[str, float]:
+    """What the ledgers of a finished run say."""
+    found: dict[str, float] = json.loads((folder / "result.json").read_text())["privacy"]["epsilon_per_node"]
     return found
 
 
-def wait_until(condition, seconds: float = PATIENCE_S) -> bool:
-    """Wait for something to become true; tell whether it did."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return bool(condition())
+def strike(arguments: list[str], folder: Path, blow: signal.Signals) -> int:
+    """Run ``fedgraft simulate`` for two more rounds, with a feature cache of its own; end it; return its status."""
+    log = folder / "rounds.jsonl"
+    goal = lines_in(log) + 2
+    environment = {**os.environ, CACHE: str(folder.with_name(f"cache-{goal}"))}
+    command = [sys.executable, "-m", "fedgraft", "simulate", *arguments]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+    ) as child:
+        assert wait_until(lambda: lines_in(log) >= goal or child.poll() is not None)
+        child.send_signal(blow)
+        child.wait()
+    assert wait_until(lambda: not left_behind(folder), seconds=30), left_behind(folder)
+    assert not (folder / "result.json").exists()
+    return child.returncode
 
 
 @pytest.mark.slow
-def test_rounds_are_followed_through_flwr_run_and_nothing_is_left(tmp_path):
-    (tmp_path / "rounds.jsonl").write_text('{"round": 0}\n')
-    seen: list[Mapping[str, Any]] = []
-    run_on_ray(configuration("digits"), tmp_path, NODES, seen.append, app=write_app)
-    assert [entry["round"] for entry in seen] == [1, 2]
-    assert seen[0]["epsilon"] == 3.0
-    assert sorted(reply["partition"] for reply in seen[0]["replies"]) == [0, 1]
-    for reply in seen[0]["replies"]:
-        assert reply["on_ray"]
-        assert reply["folder"] == str(tmp_path)
-        assert "/apps/fedgraft.tiny" in reply["client"]  # from the bundle, not from a checkout
-    assert "/apps/fedgraft.tiny" in seen[0]["server"]
-    assert not left_behind(tmp_path)
+def test_after_any_blow_a_run_goes_on_in_either_engine_to_the_same_head(tmp_path):
+    config = written(tmp_path, model={"head": "mlp", "hidden": 8}, federation={"rounds": 60})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
+    folder = tmp_path / "struck"
+    again = ["--resume", str(folder), "--engine", "ray"]
+    assert strike([str(config), "--out", str(folder)], folder, signal.SIGKILL) == -signal.SIGKILL
+    assert strike(again, folder, signal.SIGINT) == fedgraft.INTERRUPTED
+    assert strike(again, folder, signal.SIGKILL) == -signal.SIGKILL
+    assert fedgraft.main(["simulate", "--resume", str(folder)]) == 0
+    assert digest_of(folder) == digest_of(tmp_path / "whole")
+    spent, undisturbed = epsilons(folder), epsilons(tmp_path / "whole")
+    assert spent.keys() == undisturbed.keys()
+    assert all(spent[name] >= undisturbed[name] for name in spent)
 
 
 @pytest.mark.slow
-def test_a_failure_in_the_server_app_is_told_in_its_words(tmp_path):
+def test_flwr_run_in_a_checkout_takes_the_same_file_to_the_same_head(tmp_path):
+    config, folder = written(tmp_path), tmp_path / "run"
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
+    port, control_port = free_ports(2)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        CACHE: str(tmp_path / "cache"),
+        RUN_FOLDER: str(folder),
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(control_port),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }
+    by_hand = ["flwr", "run", ".", "--run-config", str(config), "--federation-config", "num-supernodes=5", "--stream"]
+    keeper = [sys.executable, "-m", "simulations.keeper", str(tmp_path / "scratch"), str(tmp_path / "log"), *by_hand]
+    (tmp_path / "scratch").mkdir()
+    with subprocess.Popen(keeper, stdin=subprocess.PIPE, env=environment, cwd=ROOT) as process:
+        assert wait_until((tmp_path / "scratch" / "ended").exists), (tmp_path / "log").read_text()
+        process.communicate()
+    assert not left_behind(folder)
+    assert digest_of(folder) == digest_of(tmp_path / "whole"), (tmp_path / "log").read_text()
+    assert fedgraft.main(["simulate", "--resume", str(folder)]) == 0  # result, model and report
+    assert epsilons(folder) == epsilons(tmp_path / "whole")
+    assert (folder / "report.html").exists()
+
+
+def refusal(folder: Path, engine: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, list[str]]:
+    """Resume a run that cannot go on: exit status, the sentence that is printed, and what the nodes noted."""
+    status = fedgraft.main(["simulate", "--resume", str(folder), "--engine", engine])
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    notes = (folder / "nodes.log").read_text().replace(str(folder), "RUN").splitlines()
+    return status, sentence, sorted(line.split(" ", maxsplit=2)[2] for line in notes)
+
+
+@pytest.mark.slow
+def test_the_servers_sentence_its_status_and_the_nodes_notes_are_those_of_an_in_process_run(tmp_path, capsys):
+    (tmp_path / "ray" / "ledgers").mkdir(parents=True)
+    written(tmp_path / "ray", model={"backbone": "pixels/8"}, federation={"cohort": None})
+    for node in range(COHORT["nodes"]):
+        (tmp_path / "ray" / "ledgers" / f"node-{node:03d}.sqlite").write_text("no ledger")
+    shutil.copytree(tmp_path / "ray", tmp_path / "inprocess")
+    expected = refusal(tmp_path / "inprocess", "inprocess", capsys)
+    assert refusal(tmp_path / "ray", "ray", capsys) == expected
+    assert expected[0] in fedgraft.STATUS.values()
+    assert len(expected[2]) == COHORT["nodes"]
+    assert not left_behind(tmp_path / "ray")
+
+
+@pytest.mark.slow
+def test_both_apps_come_from_the_bundle_and_a_crash_is_told_in_flowers_words(tmp_path):
     with pytest.raises(FederationError, match="the server has had enough"):
         run_on_ray(configuration("crash"), tmp_path, NODES, app=write_app)
     assert not left_behind(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_nothing_is_left_when_the_command_is_killed_or_interrupted(tmp_path, blow):
-    program = Path(__file__).with_name("tiny_app.py")
-    with subprocess.Popen(
-        [sys.executable, str(program), str(tmp_path), "sleep"], stderr=subprocess.PIPE, cwd=program.parents[2]
-    ) as parent:
-        assert wait_until((tmp_path / "rounds.jsonl").exists)
-        assert any("raylet" in name for name in left_behind(tmp_path))
-        parent.send_signal(blow)
-        parent.communicate()
-    assert wait_until(lambda: not left_behind(tmp_path), seconds=30), left_behind(tmp_path)
+    entries = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [entry["round"] for entry in entries] == [1, 2]
+    assert entries[0]["epsilon"] == 3.0
+    assert sorted(reply["partition"] for reply in entries[0]["replies"]) == [0, 1]
+    for reply in entries[0]["replies"]:
+        assert reply["on_ray"]
+        assert reply["folder"] == str(tmp_path)
+        assert "/apps/fedgraft.tiny" in reply["client"]
+    assert "/apps/fedgraft.tiny" in entries[0]["server"]
 
 
 def test_what_the_server_app_left_is_raised_as_its_kind(tmp_path):

@@ -1,18 +1,13 @@
-"""A Flower app that does next to nothing: for trying the machinery around the real one.
-
-Run as a script it is the parent to interrupt or kill: ``python tiny_app.py RUN_FOLDER SOURCE``.
-"""
+"""A Flower app that does next to nothing: for trying the machinery around the real one."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import tomli_w
 
 from common.config import RunConfig
 from simulations.bundle import flower_app
-from simulations.ray_engine import run_on_ray
 
 NODES = 2
 SERVER = """
@@ -26,8 +21,6 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     folder, task = Path(os.environ["FEDGRAFT_RUN_FOLDER"]), context.run_config["data.source"]
-    if task == "crash":
-        raise RuntimeError("the server has had enough")
     while len(nodes := sorted(grid.get_node_ids())) < 2:
         time.sleep(0.05)
     for number in range(1, context.run_config["federation.rounds"] + 1):
@@ -38,8 +31,8 @@ def main(grid, context):
         entry = {"round": number, "replies": replies, "server": __file__, "epsilon": epsilon}
         with (folder / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\\n")
-        if task == "sleep":
-            time.sleep(600)
+    if task == "crash":
+        raise RuntimeError("the server has had enough")
 """
 CLIENT = """
 import os, sys
@@ -91,7 +84,3 @@ def configuration(source: str) -> RunConfig:
             "evaluation": {},
         }
     )
-
-
-if __name__ == "__main__":
-    run_on_ray(configuration(sys.argv[2]), Path(sys.argv[1]), NODES, app=write_app)
