@@ -170,6 +170,17 @@ def test_examples_on_a_page_say_what_they_say(page, walk):
 
 
 @pytest.mark.slow
+def test_the_file_that_the_guide_makes_can_be_checked_and_trained_on(walk, capsys):
+    page = ROOT / "docs" / "researcher.md"
+    (making,) = [block for block in blocks(page, "python") if "savez" in block]
+    exec("\n".join(example.source for example in doctest.DocTestParser().get_examples(making)), {})
+    for arguments in commands(page):
+        if "scans.npz" in " ".join(arguments):
+            assert fedgraft.main([str(ROOT / item) if item.endswith(".toml") else item for item in arguments]) == 0
+    assert "sites       2" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_chain_is_verified_without_the_nodes_code(walk):
     first = blocks(ROOT / "docs" / "auditor.md", "python")[0]
     code = "\n".join(example.source for example in doctest.DocTestParser().get_examples(first))
