@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from simulations.preflight import Preflight
 from simulations.report import write_report
 from simulations.result import Result, build_result, mean_result
 
-CONFIG, RESULT, ROUNDS = "config.toml", "result.json", "rounds.jsonl"
+CONFIG, RESULT, ROUNDS, SEEDS = "config.toml", "result.json", "rounds.jsonl", "seeds.json"
 
 
 @dataclass(frozen=True)
@@ -81,29 +83,61 @@ def play(config: RunConfig, folder: Path, engine: str, nodes: int) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Make sure that a new run can have this folder.
+    """Make sure that a new run can have this folder; what a killed `open_folder` left there may stay.
 
     Raises:
-        ConfigError: there is something in it already.
+        ConfigError: there is something else in it already, or it is no place for a folder.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or not all(map(_is_beginning, folder.iterdir())))
+    except OSError as error:
+        raise ConfigError(f"the run folder {folder} cannot be made ({error.strerror}); choose another --out") from error
+    if taken:
         raise ConfigError(
             f"expected a new or empty folder for the run, {folder} is taken; choose another --out, or continue the run "
             f"in it with --resume {folder}"
         )
 
 
-def open_folder(folder: Path, config: RunConfig) -> None:
-    """Make the folder of a new run, with its configuration.
+def open_folder(folder: Path, config: RunConfig, seeds: Sequence[int] = ()) -> None:
+    """Make the folder of a new run, with its configuration; that comes last, so that a folder with it is whole.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        seeds: of its parts, where it is repeated with several.
 
     Raises:
         ConfigError: it cannot be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"the run folder {folder} cannot be made ({error.strerror}); choose another --out") from error
+    _make(folder)
+    (folder / SEEDS).unlink(missing_ok=True)
+    if seeds:
+        durable.write_json(folder / SEEDS, {"seeds": list(seeds)})
     durable.write_bytes(folder / CONFIG, dump_toml(config).encode())
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a run folder, if need be, and keep every other process out of it; one that is killed lets go of it.
+
+    Two that continue one run would overwrite each other's checkpoints and charge the ledgers twice.
+
+    Raises:
+        ConfigError: it cannot be made, or another process is at work in it.
+    """
+    _make(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"expected to be alone in {folder}, another process is running there; wait for its end"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def reopen_folder(folder: Path, config: RunConfig | None) -> RunConfig:
@@ -161,6 +195,18 @@ def following(log: Path, on_round: Callable[[Line], None]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the run folder {folder} cannot be made ({error.strerror}); choose another --out") from error
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether this is all that a run has which was killed before its configuration was there."""
+    return path.name.startswith((f".{CONFIG}.", f".{SEEDS}.")) or path.name == SEEDS
 
 
 def _baselines(config: RunConfig, ready: Preflight, folder: Path, watcher: Watcher) -> dict[str, World]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from common import durable
 from common.config import RunConfig, load_config
 from common.errors import ConfigError
 from server.checkpoints import Line
@@ -21,7 +20,7 @@ from simulations.baselines import check_baselines
 from simulations.report.terminal import result_table
 from simulations.result import Result
 
-SEEDS = "seeds.json"
+LARGEST_SEED = 2**63 - 1
 
 
 def start(config: RunConfig, folder: Path, seeds: int, engine: str) -> Result:
@@ -38,15 +37,13 @@ def start(config: RunConfig, folder: Path, seeds: int, engine: str) -> Result:
     """
     run.check_free(folder)
     configs = _with_seeds(config, seeds)
-    if len(configs) == 1:
-        ready = _preflight(config)
-        run.open_folder(folder, config)
-        return _simulate(config, ready, folder, engine)
-    for each in configs:
-        _preflight(each)
-    run.open_folder(folder, config)
-    durable.write_json(folder / SEEDS, {"seeds": [each.federation.seed for each in configs]})
-    return _all_seeds(configs, folder, engine)
+    ready = [_preflight(each) for each in configs]
+    with run.alone_in(folder):
+        run.check_free(folder)  # again: another process may have been quicker
+        run.open_folder(folder, config, [] if len(configs) == 1 else _seeds_of(configs))
+        if len(configs) == 1:
+            return _simulate(config, ready[0], folder, engine)
+        return _all_seeds(configs, folder, engine)
 
 
 def resume(config: Path | None, folder: Path, changes: list[str], engine: str) -> Result:
@@ -67,10 +64,11 @@ def resume(config: Path | None, folder: Path, changes: list[str], engine: str) -
             "expected no --set or --baselines with --resume: a run goes on as it was started; leave them out"
         )
     own = run.reopen_folder(folder, None if config is None else load_config(config, changes))
-    if (folder / SEEDS).exists():
-        count = len(json.loads((folder / SEEDS).read_text())["seeds"])
-        return _all_seeds(_with_seeds(own, count), folder, engine)
-    return _simulate(own, _preflight(own), folder, engine)
+    with run.alone_in(folder):
+        if (folder / run.SEEDS).exists():
+            count = len(json.loads((folder / run.SEEDS).read_text())["seeds"])
+            return _all_seeds(_with_seeds(own, count), folder, engine)
+        return _simulate(own, _preflight(own), folder, engine)
 
 
 def _all_seeds(configs: list[RunConfig], folder: Path, engine: str) -> Result:
@@ -89,8 +87,16 @@ def _with_seeds(config: RunConfig, count: int) -> list[RunConfig]:
     first = config.federation.seed
     if first is None:
         raise ConfigError("--seeds needs federation.seed in the configuration, which counts up from there; set it")
+    if first > LARGEST_SEED - (count - 1):
+        raise ConfigError(
+            f"federation.seed must leave room for {count} seeds up to {LARGEST_SEED}, got {first}; lower it"
+        )
     federations = [config.federation.model_copy(update={"seed": first + k}) for k in range(count)]
     return [config.model_copy(update={"federation": federation}) for federation in federations]
+
+
+def _seeds_of(configs: list[RunConfig]) -> list[int]:
+    return [config.federation.seed for config in configs if config.federation.seed is not None]
 
 
 def _preflight(config: RunConfig) -> preflight.Preflight:

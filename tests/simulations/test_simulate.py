@@ -24,6 +24,7 @@ from common.config import dump_toml
 from common.data import load_source
 from common.features import FeatureCache, default_cache
 from common.privacy.accountant import Event, epsilon_rdp
+from simulations import run
 from simulations.result import Result
 from tests.federations import digest_of, small_config
 
@@ -305,6 +306,43 @@ def test_resume_with_a_changed_configuration_is_refused(finished: Path, capsys: 
 
 def test_resume_where_no_run_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "found no config.toml" in refused(["simulate", "--resume", str(tmp_path)], capsys)
+
+
+def test_two_processes_cannot_work_in_one_run_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with run.alone_in(finished):
+        assert "another process" in refused(["simulate", "--resume", str(finished)], capsys)
+
+
+def test_a_run_killed_before_its_configuration_was_there_is_started_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for left in (".config.toml.x1", ".seeds.json.x2", "seeds.json"):
+        (folder / left).write_text('{"seeds": [7, 8]}')
+    assert fedgraft.main(["simulate", str(written(tmp_path)), "--out", str(folder)]) == 0
+    assert result_of(folder)["seeds"] == [7]
+    assert fedgraft.main(["simulate", "--resume", str(folder)]) == 0
+    assert result_of(folder)["seeds"] == [7]
+
+
+def test_a_run_of_several_seeds_is_one_from_its_first_moment(tmp_path: Path) -> None:
+    """Killed right after its configuration was written, it goes on with all of its seeds."""
+    run.open_folder(tmp_path / "run", small_config(), [7, 8])
+    assert fedgraft.main(["simulate", "--resume", str(tmp_path / "run")]) == 0
+    assert result_of(tmp_path / "run")["seeds"] == [7, 8]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/run"])
+def test_an_impossible_folder_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = refused(["simulate", str(written(tmp_path)), "--out", str(tmp_path / name)], capsys)
+    assert "choose another --out" in line
+
+
+def test_seeds_beyond_the_largest_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = written(tmp_path, federation={"seed": 2**63 - 1})
+    line = refused(["simulate", str(config), "--seeds", "2", "--out", str(tmp_path / "run")], capsys)
+    assert "federation.seed" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_broken_ledger_stops_the_resumed_run(
