@@ -13,12 +13,6 @@ def model_card(result: dict[str, Any]) -> str:
     """
     privacy, backbone, data = result["privacy"], result["backbone"], result["data"]
     worst = max(privacy["epsilon_per_node"].values())
-    guarantee = (
-        "This is a guarantee: sampling and noise came from the operating system's generator."
-        if privacy["epsilon_is_guarantee"]
-        else "**No guarantee: seeded.** Sampling and noise came from a seed, so the epsilon is nominal: whoever knows "
-        "the seed can subtract the noise. Train without a seed before real data are involved."
-    )
     return f"""# Model card
 
 A {result["head"]} head on the frozen backbone `{backbone["name"]}`, cut after `{backbone["cut"]}`
@@ -34,8 +28,22 @@ Epsilon {worst:.3f} at delta {privacy["delta"]:g} for each node, unit: one {priv
 {privacy["trust"]}, accountant: {privacy["accountant"]}; noise multiplier {privacy["noise_multiplier"]:.4g}, clipping
 norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}, {privacy["steps"]} steps.
 
-{guarantee}
+{_guarantee(privacy)}
 
 The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and is licensed under
 {backbone["licence"]}; its digest is `{backbone["digest"]}`.
 """
+
+
+def _guarantee(privacy: dict[str, Any]) -> str:
+    if privacy["epsilon_is_guarantee"]:
+        return "This is a guarantee: sampling and noise came from the operating system's generator."
+    if privacy["noise_source"] == "seeded":
+        return (
+            "**No guarantee: seeded.** Sampling and noise came from a seed, so the epsilon is nominal: whoever knows "
+            "the seed can subtract the noise. Train without a seed before real data are involved."
+        )
+    return (
+        "**No guarantee: exact metrics.** The nodes also sent their accuracy without noise, which epsilon does not "
+        "cover. Leave evaluation.node_metrics out before real data are involved."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,11 @@ from torch import Tensor
 from client.home import open_simulated_ledger
 from common.config import BASELINES, RunConfig
 from common.data.federation import Federation
+from common.errors import PrivacyError
 from common.features import cached_backbone
+from common.privacy.accountant import epsilon_by_round
+from common.privacy.plan import PrivacyTerms
+from common.privacy.statement import Statement
 from common.tasks import Scores
 from server.checkpoints import Checkpoint, Line
 from simulations.baselines import World
@@ -57,8 +62,11 @@ def build_result(
     return {
         "accuracy": {"federated": scores.accuracy, **{name: _accuracy(worlds, name) for name in BASELINES}},
         "accuracy_std": None,
-        "metrics": {"loss": scores.loss, "balanced_accuracy": scores.balanced_accuracy},
-        "privacy": _privacy(config, preflight, folder),
+        "metrics": {
+            "loss": scores.loss if math.isfinite(scores.loss) else None,
+            "balanced_accuracy": scores.balanced_accuracy,
+        },
+        "privacy": _privacy(config, preflight, final, folder),
         "bytes": _bytes(lines, len(federation.shares)),
         "timing_s": _timing(lines, preflight.seconds, baselines_s),
         "rounds": plan.rounds,
@@ -121,14 +129,16 @@ def partition_table(federation: Federation) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _privacy(config: RunConfig, preflight: Preflight, folder: Path) -> dict[str, Any]:
+def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder: Path) -> dict[str, Any]:
     terms = preflight.proposal.plan.offer.terms
     statements = {}
     for name in preflight.federation.names:
         with open_simulated_ledger(folder, name, config) as ledger:
             ledger.verify()
             statements[name] = ledger.statement()
-    seeded = config.federation.seed is not None
+    for name, rounds in final.participation.items():
+        _check_paid(statements[name], rounds, terms)
+    seeded, exact = config.federation.seed is not None, config.evaluation.node_metrics == "exact"
     return {
         "unit": terms.unit,
         "delta": terms.delta,
@@ -142,8 +152,16 @@ def _privacy(config: RunConfig, preflight: Preflight, folder: Path) -> dict[str,
         "trust": terms.trust,
         "relation": terms.relation,
         "noise_source": "seeded" if seeded else "system",
-        "epsilon_is_guarantee": not seeded,
+        "epsilon_is_guarantee": not seeded and not exact,  # exact metrics have left the nodes without noise
     }
+
+
+def _check_paid(statement: Statement, rounds: int, terms: PrivacyTerms) -> None:
+    if statement.epsilon < epsilon_by_round(terms)[rounds]:
+        raise PrivacyError(
+            f"the ledger of {statement.dataset_id} must hold the {rounds} rounds that the run counted, but it says "
+            f"epsilon {statement.epsilon:.4g}, which is less; put the ledger back that was there, or run again"
+        )
 
 
 def _open_reservations(config: RunConfig, federation: Federation, folder: Path) -> dict[str, list[int]]:

@@ -358,6 +358,30 @@ def test_a_broken_ledger_stops_the_resumed_run(
     assert "chain" in line
 
 
+def test_a_ledger_that_is_gone_is_no_epsilon_of_zero(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "ledgers" / "node-001.sqlite").unlink()
+    line = refused(["simulate", "--resume", str(folder)], capsys)
+    assert "node-001 must hold the 3 rounds" in line
+
+
+def test_exact_metrics_of_the_nodes_leave_no_guarantee(tmp_path: Path) -> None:
+    config = written(tmp_path, federation={"seed": None}, evaluation={"node_metrics": "exact"})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    privacy = result_of(tmp_path / "run")["privacy"]
+    assert (privacy["noise_source"], privacy["epsilon_is_guarantee"]) == ("system", False)
+    assert "No guarantee: exact metrics" in (tmp_path / "run" / "model" / "MODEL_CARD.md").read_text()
+
+
+def test_a_run_that_diverges_ends_with_a_report(tmp_path: Path) -> None:
+    config = written(tmp_path, training={"learning_rate": 5e38}, privacy={"sampling_rate": 1.0})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    assert result_of(tmp_path / "run")["metrics"]["loss"] is None
+
+
 def test_a_model_on_another_backbone_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
