@@ -7,17 +7,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# An environment is complete when a stamp for exactly these two files is in it; an interrupted install leaves none.
+# An environment is complete when a stamp for exactly these two files is in it; an interrupted install leaves none, but
+# the file .installing, and is begun anew: what pip was writing when it was stopped may look installed.
 STATE := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
 DEMO_READY := $(VENV)/.ready-demo-$(STATE)
 TEST_READY := $(VENV)/.ready-test-$(STATE)
 
 .PHONY: demo test check bench clean
 
+# It replaces a run on the built-in digits, finished or not, and nothing else. A demo that was killed before its
+# configuration was written left an empty folder, or a hidden, half-written file in it; renaming comes first, so that
+# a removal that was interrupted leaves nothing at runs/demo.
 demo: $(DEMO_READY)
-	@if [ -e runs/demo ] && ! grep -qs '^\[federation\]' runs/demo/config.toml; then \
-	    echo "error: runs/demo is not a run of fedgraft; move it away, then run make demo again" >&2; exit 1; fi
-	@rm -rf runs/demo
+	@if [ -e runs/demo ] && ! grep -qs '^source = "digits"' runs/demo/config.toml \
+	    && [ -n "$$(ls -A runs/demo | grep -v '^[.]config[.]toml[.]')" ]; then \
+	    echo "error: runs/demo is not the demo's own run; move it away, then run make demo again" >&2; exit 1; fi
+	@rm -rf runs/.demo-replaced
+	@if [ -e runs/demo ]; then mv runs/demo runs/.demo-replaced; fi
+	@rm -rf runs/.demo-replaced
 	$(BIN)/fedgraft simulate simulations/configs/digits.toml --out runs/demo
 
 test: check
@@ -40,14 +47,15 @@ define install
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: fedgraft needs Python 3.11 or newer, %s is %d.%d; run make PYTHON=python3.12, say" % (sys.executable, v[0], v[1]))'
 	@echo "Installing into $(VENV); the first time about 6 GB, two or three minutes on a fast network."
 	@rm -f $(VENV)/.ready-*
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(wildcard $(VENV)/.installing),--clear) $(VENV)
+	@touch $(VENV)/.installing
 	PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --editable '$(1)'
 endef
 
 $(TEST_READY):
 	$(call install,.[test])
-	@touch $(VENV)/.ready-demo-$(STATE) $@
+	@touch $(VENV)/.ready-demo-$(STATE) $@ && rm $(VENV)/.installing
 
 $(DEMO_READY):
 	$(call install,.)
-	@touch $@
+	@touch $@ && rm $(VENV)/.installing

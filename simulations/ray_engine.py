@@ -36,6 +36,7 @@ QUERY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 STARTS = 3  # Flower gives its SuperLink 15 s to start, which a busy machine may miss
 NO_SUPERLINK = "Failed to start local SuperLink"
+NODES_A_WORKER = 4  # at least; one starts in seconds, and a message takes milliseconds
 LONGEST_TEMPORARY = 20  # characters; Ray puts sockets far below it, and their paths end at 107
 
 
@@ -66,7 +67,7 @@ def run_on_ray(
     (run_folder / FAILURE).unlink(missing_ok=True)
     for _ in range(STARTS):
         with _launched(config, run_folder, nodes, app) as flower:
-            while flower.runs():
+            while flower.runs() and not (run_folder / FAILURE).exists():
                 time.sleep(POLL_S)
             status = None if (run_folder / FAILURE).exists() else flower.status()
         if status is not None or NO_SUPERLINK not in (run_folder / LOG).read_text(errors="replace"):
@@ -115,8 +116,8 @@ def _launched(config: RunConfig, run_folder: Path, nodes: int, app: Callable[[Pa
     scratch = _scratch_folder()
     app(scratch / "app")
     environment = _prepare(scratch, config, run_folder)
-    resources = f"num-supernodes={nodes} client-resources-num-cpus=1"
-    arguments = [str(scratch / "app"), "--run-config", str(scratch / "run.toml"), "--federation-config", resources]
+    federation = f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={workers(nodes)}"
+    arguments = [str(scratch / "app"), "--run-config", str(scratch / "run.toml"), "--federation-config", federation]
     command = [_flwr(environment), "run", *arguments, "--stream"]
     keeper = subprocess.Popen(
         [sys.executable, "-m", "simulations.keeper", str(scratch), str(run_folder / LOG), *command],
@@ -132,6 +133,11 @@ def _launched(config: RunConfig, run_folder: Path, nodes: int, app: Callable[[Pa
         with suppress(subprocess.TimeoutExpired):  # then it goes on alone
             keeper.communicate(timeout=STOP_TIMEOUT_S)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def workers(nodes: int) -> int:
+    """Processes that play the nodes: as many as cores, but no more than are worth their start (780 MB each)."""
+    return max(1, min(os.cpu_count() or 1, nodes // NODES_A_WORKER))
 
 
 def _scratch_folder() -> Path:

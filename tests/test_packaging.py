@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
+import os
 import re
 import stat
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.cli.build import build_fab_from_disk
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
-from common.config import default_flat
+from common.config import default_flat, dump_toml
+from common.data import load_source
 from common.errors import ConfigError
+from common.places import CACHE
 from simulations.bundle import assemble, up_to_date, update_pyproject
+from tests.federations import small_config
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -64,6 +72,9 @@ def test_the_wheel_holds_the_packages_with_their_assets_and_nothing_else(wheel):
     tracked = subprocess.run(["git", "ls-files", "*.safetensors"], cwd=ROOT, capture_output=True, text=True, check=True)
     for weights in tracked.stdout.split():
         assert (wheel / weights).exists(), weights
+    kinds = {path.suffix for path in wheel.rglob("*") if path.is_file() and ".dist-info" not in str(path)}
+    assert kinds <= {".py", ".toml", ".safetensors", ".json", ".md", ".html", ".typed"}, kinds
+    assert not [path for path in wheel.rglob("*") if "test" in path.name.lower() or "docker" in path.name.lower()]
 
 
 def test_the_wheel_carries_its_licence(wheel):
@@ -146,6 +157,62 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert re.search(rf"\b{last}\b", (ROOT / "README.md").read_text())
 
 
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Install the wheel into an environment that takes everything else from this one; return its programs' folder.
+
+    Folders on a path that a .pth file names are searched for packages, but their own .pth files are not read: an
+    editable fedgraft does not get in.
+    """
+    environment = tmp_path_factory.mktemp("installed") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    found = subprocess.run([python, "-c", purelib], capture_output=True, text=True, check=True).stdout.strip()
+    (Path(found) / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (built,) = wheel.parent.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet"]
+    subprocess.run([*install, "--ignore-installed", str(built)], check=True, capture_output=True, cwd=environment)
+    for path in Path(sys.executable).parent.glob("fl[ow]*r*"):  # Flower's programs, with this environment's Python
+        _, _, rest = path.read_text().partition("\n")
+        program(python.with_name(path.name), rest).write_text(f"#!{python}\n{rest}")
+    return python.parent
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_simulates_on_both_engines_to_the_same_head_and_predicts(installed, tmp_path):
+    """Each run has an empty feature cache of its own, and Ray two workers where there are two cores."""
+
+    def call(*arguments: str, cache: str = "inprocess") -> str:
+        environment = {"PATH": os.defpath, "HOME": str(tmp_path), CACHE: str(tmp_path / f"cache-{cache}")}
+        command = [installed / "fedgraft", *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    whose = subprocess.run(
+        [installed / "python", "-c", "import common, simulations.ray_engine as r; print(common.__file__, r.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert whose.stdout.count(str(installed.parent)) == 2
+    assert "embedded/glyph" in call("backbones", "show", "embedded/glyph")
+    config = tmp_path / "config.toml"
+    model, federation = {"backbone": "embedded/glyph"}, {"nodes": 8, "cohort": 3, "rounds": 4}
+    config.write_text(dump_toml(small_config(model=model, federation=federation, data={"partition": "dirichlet"})))
+    for engine in ("inprocess", "ray"):
+        call("simulate", str(config), "--out", engine, "--engine", engine, cache=engine)
+    one, other = (json.loads((tmp_path / engine / "result.json").read_text()) for engine in ("inprocess", "ray"))
+    head = Path("model") / "head.safetensors"
+    assert (tmp_path / "inprocess" / head).read_bytes() == (tmp_path / "ray" / head).read_bytes()
+    assert one["privacy"] == other["privacy"]  # epsilon of every ledger among it
+    assert one["accuracy"] == other["accuracy"]
+    Image.fromarray(np.asarray(load_source("digits").images[0])).save(tmp_path / "digit.png")
+    assert "digit.png" in call("predict", str(tmp_path / "ray" / "model"), "digit.png")
+
+
 @pytest.fixture
 def project(tmp_path):
     """Copy what make needs, with a `fedgraft` that only notes its arguments, and an installer to be scripted."""
@@ -174,7 +241,7 @@ def installing_python(project: Path, pip_status: int) -> str:
     program(inner / "python", f'echo "pip $*" >> {project}/installs; exit {pip_status}')
     program(
         inner / "fedgraft",
-        f'echo "$*" >> {project}/calls; mkdir -p runs/demo; echo "[federation]" > runs/demo/config.toml',
+        f'echo "$*" >> {project}/calls; mkdir -p runs/demo; echo \'source = "digits"\' > runs/demo/config.toml',
     )
     create = f'[ "$2" = venv ] && mkdir -p .venv/bin && cp {inner}/* .venv/bin/ || exit 0'
     return str(program(project / "python", create))
@@ -206,15 +273,45 @@ def test_an_install_that_fails_is_tried_again(project):
     assert len((project / "installs").read_text().splitlines()) == 3
 
 
-def test_the_demo_replaces_only_a_run(project):
+def test_an_install_that_was_interrupted_begins_anew(project):
+    python = installing_python(project, pip_status=1)
+    make(project, "demo", f"PYTHON={python}")
+    done = make(project, "-n", "demo", f"PYTHON={python}")
+    assert "-m venv --clear .venv" in done.stdout
+    make(project, "demo", f"PYTHON={installing_python(project, pip_status=0)}")
+    with (project / "constraints.txt").open("a") as file:
+        file.write("another==1.0\n")
+    assert "-m venv  .venv" in make(project, "-n", "demo", f"PYTHON={python}").stdout  # other pins: no need to
+
+
+RUN = dump_toml(small_config())
+
+
+@pytest.mark.parametrize("left", [{}, {".config.toml.k3v9": "[fede"}, {"config.toml": RUN, "run.json": "{}"}])
+def test_a_demo_that_was_killed_is_replaced(project, left):
     python = installing_python(project, pip_status=0)
-    notes = project / "runs" / "demo" / "notes.txt"
-    notes.parent.mkdir(parents=True)
-    notes.write_text("mine")
+    for folder in ("demo", ".demo-replaced"):
+        (project / "runs" / folder).mkdir(parents=True)
+        for name, text in left.items():
+            (project / "runs" / folder / name).write_text(text)
+    done = make(project, "demo", f"PYTHON={python}")
+    assert done.returncode == 0, done.stderr
+    assert (project / "calls").exists()
+    assert [path.name for path in (project / "runs").iterdir()] == ["demo"]
+    assert [path.name for path in (project / "runs" / "demo").iterdir()] == ["config.toml"]
+
+
+@pytest.mark.parametrize(
+    "mine", [{"notes.txt": "mine"}, {"config.toml": RUN.replace('source = "digits"', 'source = "/data"'), "a": ""}]
+)
+def test_the_demo_replaces_nothing_else(project, mine):
+    python = installing_python(project, pip_status=0)
+    place = project / "runs" / "demo"
+    place.mkdir(parents=True)
+    for name, text in mine.items():
+        (place / name).write_text(text)
     done = make(project, "demo", f"PYTHON={python}")
     assert done.returncode != 0
-    assert "runs/demo is not a run of fedgraft" in done.stderr
-    assert notes.read_text() == "mine"
-    (notes.parent / "config.toml").write_text("[federation]\n")
-    assert make(project, "demo", f"PYTHON={python}").returncode == 0
-    assert not notes.exists()
+    assert "runs/demo is not the demo's own run" in done.stderr
+    assert {path.name: path.read_text() for path in place.iterdir()} == mine
+    assert not (project / "calls").exists()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,14 @@ def epsilons(folder: Path) -> dict[str, float]:
     return found
 
 
-def strike(arguments: list[str], folder: Path, blow: signal.Signals) -> int:
-    """Run ``fedgraft simulate`` for two more rounds, with a feature cache of its own; end it; return its status."""
-    log = folder / "rounds.jsonl"
-    goal = lines_in(log) + 2
-    environment = {**os.environ, CACHE: str(folder.with_name(f"cache-{goal}"))}
+def strike(arguments: list[str], folder: Path, blow: signal.Signals, moment: Callable[[], object]) -> int:
+    """Run ``fedgraft simulate``, with a feature cache of its own, until a moment; end it; return its status."""
+    environment = {**os.environ, CACHE: str(folder.with_name("cache"))}
     command = [sys.executable, "-m", "fedgraft", "simulate", *arguments]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
     ) as child:
-        assert wait_until(lambda: lines_in(log) >= goal or child.poll() is not None)
+        assert wait_until(lambda: moment() or child.poll() is not None)
         child.send_signal(blow)
         child.wait()
     assert wait_until(lambda: not left_behind(folder), seconds=30), left_behind(folder)
@@ -63,10 +62,14 @@ def test_after_any_blow_a_run_goes_on_in_either_engine_to_the_same_head(tmp_path
     config = written(tmp_path, model={"head": "mlp", "hidden": 8}, federation={"rounds": 60})
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "struck"
-    again = ["--resume", str(folder), "--engine", "ray"]
-    assert strike([str(config), "--out", str(folder)], folder, signal.SIGKILL) == -signal.SIGKILL
-    assert strike(again, folder, signal.SIGINT) == fedgraft.INTERRUPTED
-    assert strike(again, folder, signal.SIGKILL) == -signal.SIGKILL
+    log, on_ray = folder / "rounds.jsonl", ["--resume", str(folder), "--engine", "ray"]
+
+    assert strike([str(config), "--out", str(folder)], folder, signal.SIGKILL, lambda: lines_in(log) >= 2) < 0
+    ray_is_up = lambda: any("raylet" in name for name in left_behind(folder))  # noqa: E731
+    assert strike(on_ray, folder, signal.SIGINT, ray_is_up) == fedgraft.INTERRUPTED
+    done = lines_in(log)
+    assert strike(on_ray, folder, signal.SIGKILL, lambda: lines_in(log) >= done + 2) < 0
+
     assert fedgraft.main(["simulate", "--resume", str(folder)]) == 0
     assert digest_of(folder) == digest_of(tmp_path / "whole")
     spent, undisturbed = epsilons(folder), epsilons(tmp_path / "whole")
