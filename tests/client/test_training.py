@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from client.home import Node, open_node, simulated_in_process
 from client.ledger import Ledger, Spend
@@ -172,6 +173,42 @@ def test_the_divisor_is_the_expected_batch_not_the_drawn_one(node: Node) -> None
         (scale[:, None] * slopes).sum(dim=0) + 2.0 * torch.from_numpy(noise.normal((10,)))
     ) / plan.expected_batch
     assert torch.allclose(head["bias"].double(), -0.5 * expected_bias, atol=1e-6)
+
+
+class Recorder:
+    """Seeded randomness that keeps the flags it gave out."""
+
+    kind: Literal["seeded"] = "seeded"
+
+    def __init__(self, purpose: str) -> None:
+        self._inner = SeededRandomness(0, "n", 1, purpose)
+        self.flags: list[NDArray[np.bool_]] = []
+
+    def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        return self._inner.normal(shape)
+
+    def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
+        self.flags.append(self._inner.bernoulli(n, rate))
+        return self.flags[-1]
+
+
+def test_each_local_step_draws_its_own_batch(node: Node) -> None:
+    sampling = Recorder("sampling")
+    trained_with(small_task(steps_per_round=3), node, sampling, Recorder("noise"))
+    assert len(sampling.flags) == len({flags.tobytes() for flags in sampling.flags}) == 3
+
+
+def test_each_local_step_draws_its_own_noise(node: Node) -> None:
+    """On empty batches the head moves by noise alone: the sum of three draws, not three times one."""
+    task = small_task(steps_per_round=3, sampling_rate=1e-6)
+    head = trained_with(task, node, Recorder("sampling"), Recorder("noise"))
+    noise, total = SeededRandomness(0, "n", 1, "noise"), np.zeros(10)
+    for _ in range(3):
+        total += noise.normal((10,))
+        noise.normal((10, 64))
+    plan = node.policy.accept(task.offer, node.declared_size)
+    expected = torch.from_numpy(-0.5 * 2.0 * total / plan.expected_batch)  # learning rate x sigma C
+    assert torch.allclose(head["bias"].double(), expected, rtol=1e-5)
 
 
 def test_two_rounds_and_two_nodes_never_share_their_noise(tmp_path: Path) -> None:
