@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.home import Node, open_node, simulated_in_process
-from client.ledger import Ledger, Spend
+from client.ledger import Ledger, Reservation, Spend
 from client.policy import Policy
 from client.training import accept_offer, evaluate, private_update, train_round
 from common.config import to_flat
@@ -53,6 +53,31 @@ def test_the_same_task_again_gets_the_same_bytes_and_costs_nothing(node: Node) -
     again = train_round(small_task(), node)
     assert arrays_digest(again.head) == arrays_digest(first.head)
     assert spent(node) == cost
+
+
+def test_a_repeat_is_never_trained_again_with_fresh_noise(tmp_path: Path) -> None:
+    """A seeded node would make the same bytes twice; an unseeded one shows where they came from."""
+    node = node_in(tmp_path, federation={"seed": None})
+    digests = {arrays_digest(train_round(small_task(), node).head) for _ in range(3)}
+    assert len(digests) == 1
+    with node.open_ledger() as ledger:
+        statement = ledger.statement()
+    assert (statement.committed, statement.open_reservations) == ((("run-1", 1),), ())
+
+
+class FullLedger(Ledger):
+    """A ledger whose disk is full once the round is trained."""
+
+    def commit(self, reservation: Reservation, reply: bytes) -> None:
+        raise ConfigError("the disk is full")
+
+
+def test_nothing_is_released_that_the_ledger_could_not_store(node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "full.sqlite"
+    full = dataclasses.replace(node, open_ledger=lambda: FullLedger.open(path, "d", delta=1e-5, epsilon_cap=8.0))
+    with pytest.raises(ConfigError, match="full"):
+        train_round(small_task(), full)
+    assert spent(full) == epsilon_by_round(small_task().offer.terms)[1]
 
 
 def test_another_head_for_the_same_round_is_another_charge(node: Node) -> None:
