@@ -191,7 +191,7 @@ def test_an_installed_wheel_simulates_on_both_engines_to_the_same_head_and_predi
         return done.stdout
 
     whose = subprocess.run(
-        [installed / "python", "-c", "import common, simulations.ray_engine as r; print(common.__file__, r.__file__)"],
+        [installed / "python", "-c", "import common, simulations; print(common.__file__, simulations.__file__)"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import fedgraft
 from common.config import dump_toml
 from common.errors import BudgetSpentError, FederationError, PrivacyError
-from common.places import CACHE, RUN_FOLDER
+from common.places import CACHE
 from simulations.ray_engine import free_ports, raise_failure, run_on_ray
 from tests.federations import digest_of, small_config
 from tests.processes import left_behind, lines_in, wait_until
@@ -77,32 +78,42 @@ def test_after_any_blow_a_run_goes_on_in_either_engine_to_the_same_head(tmp_path
     assert all(spent[name] >= undisturbed[name] for name in spent)
 
 
+def by_hand(folder: Path, config: Path) -> str:
+    """The commands of docs/ray.md, on a configuration of five nodes, with everything in a folder."""
+    (block,) = re.findall(
+        r"^```sh\n(export .*?)^```$", (ROOT / "docs" / "ray.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    ports = iter(free_ports(2))
+    script = re.sub(r"(?<=_API_PORT=)\d+", lambda _: str(next(ports)), block).replace("$PWD/runs", str(folder))
+    script = re.sub(r"(?<=--run-config )\S+", str(config), script)
+    assert "num-supernodes=10" in script
+    return script.replace("num-supernodes=10", "num-supernodes=5")
+
+
 @pytest.mark.slow
-def test_flwr_run_in_a_checkout_takes_the_same_file_to_the_same_head(tmp_path):
-    config, folder = written(tmp_path), tmp_path / "run"
+def test_flwr_run_as_documented_takes_the_same_file_to_the_same_head(tmp_path):
+    config, folder = written(tmp_path), tmp_path / "by-hand"
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
-    port, control_port = free_ports(2)
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        CACHE: str(tmp_path / "cache"),
-        RUN_FOLDER: str(folder),
-        "FLWR_HOME": str(tmp_path / "flwr"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(control_port),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    }
-    by_hand = ["flwr", "run", ".", "--run-config", str(config), "--federation-config", "num-supernodes=5", "--stream"]
-    keeper = [sys.executable, "-m", "simulations.keeper", str(tmp_path / "scratch"), str(tmp_path / "log"), *by_hand]
-    (tmp_path / "scratch").mkdir()
+    scratch, log = tmp_path / "scratch", tmp_path / "log"
+    scratch.mkdir()
+    program = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{program}:{os.environ['PATH']}", CACHE: str(tmp_path / "cache")}
+    keeper = [
+        sys.executable,
+        "-m",
+        "simulations.keeper",
+        str(scratch),
+        str(log),
+        "bash",
+        "-ec",
+        by_hand(tmp_path, config),
+    ]
     with subprocess.Popen(keeper, stdin=subprocess.PIPE, env=environment, cwd=ROOT) as process:
-        assert wait_until((tmp_path / "scratch" / "ended").exists), (tmp_path / "log").read_text()
+        assert wait_until((scratch / "ended").exists), log.read_text()
         process.communicate()
     assert not left_behind(folder)
-    assert digest_of(folder) == digest_of(tmp_path / "whole"), (tmp_path / "log").read_text()
-    assert fedgraft.main(["simulate", "--resume", str(folder)]) == 0  # result, model and report
+    assert digest_of(folder) == digest_of(tmp_path / "whole"), log.read_text()
+    assert fedgraft.main(["simulate", "--resume", str(folder)]) == 0
     assert epsilons(folder) == epsilons(tmp_path / "whole")
     assert (folder / "report.html").exists()
 
