@@ -119,8 +119,8 @@ def test_a_round_that_does_not_fit_is_refused_before_a_record_is_read(node: Node
     assert spent(node) == 0.0
 
 
-def test_a_plan_that_the_policy_forbids_is_refused_at_the_offer(node: Node) -> None:
-    offer = small_task().offer
+def test_a_plan_that_the_policy_forbids_is_refused_at_the_offer_and_in_every_round(node: Node) -> None:
+    task = small_task()
     for policy in (
         dataclasses.replace(node.policy, min_noise_multiplier=3.0),
         dataclasses.replace(node.policy, max_clipping_norm=0.5),
@@ -128,9 +128,13 @@ def test_a_plan_that_the_policy_forbids_is_refused_at_the_offer(node: Node) -> N
         dataclasses.replace(node.policy, delta=1e-7),
         dataclasses.replace(node.policy, backbones=frozenset({"another"})),
     ):
+        strict = dataclasses.replace(node, policy=policy)
         with pytest.raises(PrivacyError, match=r"this node|not approved"):
-            accept_offer(offer, dataclasses.replace(node, policy=policy))
-    assert accept_offer(offer, node).declared_size == node.declared_size
+            accept_offer(task.offer, strict)
+        with pytest.raises(PrivacyError, match=r"this node|not approved"):
+            train_round(task, strict)
+    assert spent(node) == 0.0
+    assert accept_offer(task.offer, node).declared_size == node.declared_size
 
 
 def test_delta_above_one_over_the_declared_size_is_refused(node: Node) -> None:
