@@ -131,6 +131,11 @@ def open_node(
 def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], partition: int, run_folder: Path) -> Node:
     config = _config(flat)
     federation = assemble(config)
+    if not 0 <= partition < len(federation.names):
+        raise ConfigError(
+            f"expected a partition-id below {len(federation.names)}, the number of nodes in the configuration, got "
+            f"{partition}; start as many nodes as it names"
+        )
     name = federation.names[partition]
     share = federation.shares[name]
     privacy = config.privacy

@@ -264,6 +264,12 @@ def test_a_process_that_no_engine_marks_is_no_simulated_node() -> None:
         open_node(1, to_flat(small_config()), {"partition-id": 0, "num-partitions": 4})
 
 
+@pytest.mark.parametrize("partition", [-1, 4])
+def test_a_partition_that_the_federation_does_not_have_is_refused(partition: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="below 4"):
+        node_in(tmp_path, partition)
+
+
 def test_fedprox_pulls_towards_the_global_head(node: Node) -> None:
     task = small_task(steps_per_round=5)
     free = trained_with(task, node, *node.randomness(1))

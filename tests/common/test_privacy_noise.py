@@ -89,6 +89,22 @@ def test_noise_is_finite_whatever_the_words(values: list[int]) -> None:
     assert np.abs(noise).max() < 18
 
 
+def test_every_normal_is_the_sum_of_four_draws() -> None:
+    """One Gaussian alone shows a pattern in its lowest bits; each of the four must count."""
+    words = np.random.default_rng(0).integers(2**63, size=(4, 10), dtype=np.uint64)
+
+    def noise(blocks: NDArray[np.uint64]) -> NDArray[np.float64]:
+        stream = iter(blocks)
+        drawn = normals_from_words(lambda n: next(stream), (10,))
+        assert next(stream, None) is None
+        return drawn
+
+    for block in range(4):
+        other = words.copy()
+        other[block] += np.uint64(2**62)
+        assert (noise(other) != noise(words)).all()
+
+
 @pytest.mark.parametrize("word", [0, 2**64 - 1, 2**63])
 def test_the_extreme_words_give_finite_noise(word: int) -> None:
     noise = normals_from_words(lambda n: np.full(n, word, dtype=np.uint64), (3,))
