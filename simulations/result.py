@@ -36,7 +36,7 @@ def build_result(
     final: Checkpoint,
     lines: list[Line],
     worlds: Mapping[str, World],
-    baselines_s: float,
+    baselines_s: float | None,
     folder: Path,
     engine: str,
 ) -> Result:
@@ -48,7 +48,7 @@ def build_result(
         final: the state after the last round.
         lines: the round log.
         worlds: baselines by name.
-        baselines_s: time that they took.
+        baselines_s: time that they took; None where there are none.
         folder: the run folder, with the nodes' ledgers.
         engine: that played the run.
 
@@ -114,7 +114,8 @@ def mean_result(results: list[Result]) -> Result:
         "accuracy_std": {name: _std(values) for name, values in accuracies.items()},
         "metrics": {name: _mean([result["metrics"][name] for result in results]) for name in first["metrics"]},
         "privacy": {**first["privacy"], "epsilon_per_node": worst},
-        "timing_s": {name: sum(result["timing_s"][name] for result in results) for name in first["timing_s"]},
+        "timing_s": {name: _sum([result["timing_s"][name] for result in results]) for name in first["timing_s"]},
+        "open_reservations": _all_open(results),
         "seeds": [result["seed"] for result in results],
     }
 
@@ -173,6 +174,14 @@ def _open_reservations(config: RunConfig, federation: Federation, folder: Path) 
     return found
 
 
+def _all_open(results: list[Result]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for result in results:
+        for name, rounds in result["open_reservations"].items():
+            found[name] = sorted([*found.get(name, []), *rounds])
+    return dict(sorted(found.items()))
+
+
 def _node_accuracy(federation: Federation, scores: Scores, alone: World | None) -> dict[str, dict[str, float | None]]:
     table: dict[str, dict[str, float | None]] = {}
     for name, share in federation.shares.items():
@@ -204,9 +213,10 @@ def _bytes(lines: list[Line], nodes: int) -> dict[str, int]:
     }
 
 
-def _timing(lines: list[Line], features: float, baselines: float) -> dict[str, float]:
+def _timing(lines: list[Line], features: float, baselines: float | None) -> dict[str, float | None]:
     rounds = sum(line["seconds"] for line in lines)
-    return {"features": features, "rounds": rounds, "baselines": baselines, "total": features + rounds + baselines}
+    total = features + rounds + (baselines or 0.0)
+    return {"features": features, "rounds": rounds, "baselines": baselines, "total": total}
 
 
 def _accuracy(worlds: Mapping[str, World], name: str) -> float | None:
@@ -215,6 +225,10 @@ def _accuracy(worlds: Mapping[str, World], name: str) -> float | None:
 
 def _mean(values: list[float | None]) -> float | None:
     return None if None in values else float(np.mean(np.array(values, dtype=float)))
+
+
+def _sum(values: list[float | None]) -> float | None:
+    return None if None in values else float(np.sum(np.array(values, dtype=float)))
 
 
 def _std(values: list[float | None]) -> float | None:

@@ -24,8 +24,10 @@ from common.config import dump_toml
 from common.data import load_source
 from common.features import FeatureCache, default_cache
 from common.privacy.accountant import Event, epsilon_rdp
+from common.privacy.entries import read_entries
+from common.privacy.statement import statement_of
 from simulations import run
-from simulations.result import Result
+from simulations.result import Result, mean_result
 from tests.federations import digest_of, small_config
 
 RESULT_KEYS = {
@@ -75,7 +77,8 @@ def test_epsilon_in_the_result_is_the_ledgers_and_below_rdp(finished: Path) -> N
     privacy = result_of(finished)["privacy"]
     assert len(privacy["epsilon_per_node"]) == 4
     events = [Event(privacy["noise_multiplier"], privacy["sampling_rate"], privacy["steps"])]
-    for epsilon in privacy["epsilon_per_node"].values():
+    for name, epsilon in privacy["epsilon_per_node"].items():
+        assert epsilon == statement_of(read_entries(finished / "ledgers" / f"{name}.sqlite")).epsilon
         assert 0.9 * privacy["epsilon_budget"] < epsilon <= privacy["epsilon_budget"]
         assert epsilon <= epsilon_rdp(events, privacy["delta"])
 
@@ -109,6 +112,16 @@ def test_the_baselines_charge_nothing_to_the_nodes_of_the_run(finished: Path) ->
         with sqlite3.connect(path) as connection:
             entries = [json.loads(text) for (text,) in connection.execute("SELECT text FROM entries")]
         assert sum(entry["kind"] == "reserve" for entry in entries) == 3
+
+
+def test_over_several_seeds_the_largest_epsilon_and_all_open_reservations_are_told(finished: Path) -> None:
+    low, high = result_of(finished), result_of(finished)
+    low["privacy"]["epsilon_per_node"]["node-001"] = 1.0
+    low["open_reservations"], high["open_reservations"] = {"node-001": [2]}, {"node-001": [3], "node-002": [1]}
+    for results in ([low, high], [high, low]):
+        mean = mean_result(results)
+        assert mean["privacy"]["epsilon_per_node"] == high["privacy"]["epsilon_per_node"]
+        assert mean["open_reservations"] == {"node-001": [2, 3], "node-002": [1]}
 
 
 def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
