@@ -58,7 +58,7 @@ class EmbeddedSpec:
 
 GLYPH = EmbeddedSpec(
     name="embedded/glyph",
-    digest="02eb00cefb02ef73a7669583586f52b0887e3c3059b093f3a5b4393c803cb27c",
+    digest="30b36858024cf998493c64c3ef8b536645eccc03bd53888016887f26ebdd558c",
     architecture=Architecture(),
     preprocessing=ImagePreprocessing(size=32, channels=1),
     licence="Apache-2.0",
@@ -172,10 +172,9 @@ def _editable_root(distribution: metadata.Distribution) -> Path | None:
 def _spec(reference: str) -> EmbeddedSpec:
     if reference in EMBEDDED:
         return EMBEDDED[reference]
-    near = difflib.get_close_matches(reference, backbone_names(), n=1, cutoff=0.0)[0]
-    raise ConfigError(
-        f"model.backbone must be one of {', '.join(backbone_names())}, got {reference!r}; did you mean {near!r}?"
-    )
+    near = difflib.get_close_matches(reference, backbone_names(), n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
+    raise ConfigError(f"model.backbone must be one of {', '.join(backbone_names())}, got {reference!r}; {hint}")
 
 
 def _read(reference: str, path: Path) -> dict[str, Tensor]:
