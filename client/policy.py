@@ -42,8 +42,10 @@ class Policy:
         terms = offer.terms
         if terms.unit != self.unit:
             raise PrivacyError(f"this node protects one {self.unit}, the server offers unit {terms.unit!r}; refuse it")
-        if terms.delta > self.delta:
-            raise PrivacyError(f"this node's delta is {self.delta:g}, the server offers {terms.delta:g}; ask for less")
+        if terms.delta != self.delta:
+            raise PrivacyError(
+                f"this node accounts at delta {self.delta:g}, the server offers {terms.delta:g}; offer the node's own"
+            )
         if terms.noise_multiplier < self.min_noise_multiplier:
             raise PrivacyError(
                 f"this node wants a noise multiplier of at least {self.min_noise_multiplier:g}, the server offers "

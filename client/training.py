@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from client import egress
-from client.home import Node, Records
+from client.home import Node, Records, check_backbone
 from client.ledger import Spend, StoredReply
 from client.mechanism import clipped_sum, noisy_gradient
 from common.errors import ConfigError, ProtocolError
@@ -109,6 +109,7 @@ def _accept(offer: Offer, node: Node) -> PrivacyPlan:
     failure would be an un-noised answer about the records.
     """
     plan = node.policy.accept(offer, node.declared_size)
+    check_backbone(offer.model)
     if offer.model.classes != node.classes:
         raise ConfigError(
             f"expected the {len(node.classes)} classes of this node's data, the server's model has "

@@ -23,7 +23,10 @@ def look_at_backbones() -> None:
 
 @backbones.command("list", epilog="Example: fedgraft backbones list")
 def list_backbones() -> None:
-    """Name the backbones that come with fedgraft and need no network."""
+    """Name the backbones that come with fedgraft and need no network.
+
+    For comparison, pixels/8 (raw pixels of that size) and embedded/glyph@random-0 (untrained) work as well.
+    """
     from common.backbones.registry import backbone_names
 
     for name in backbone_names():

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from common.config_mistakes import Expected, closest, show
 
 BASELINES = ("pooled", "local_mean", "no_dp", "no_transfer", "raw_pixels")
-KEY_ROLES = ("images", "labels", "site", "patient", "split")
+_PARTS = ("train", "val", "test")
+_COLUMNS = ("images", "labels", "site", "patient")
+KEY_ROLES = (*_COLUMNS, "split", "classes", *(f"{part}_{column}" for part in _PARTS for column in _COLUMNS))
 STRATEGIES_WITH_SERVER_LEARNING_RATE = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
 STRATEGIES_WITH_SERVER_MOMENTUM = ("fedavgm", "fedadam", "fedyogi")
 
@@ -114,7 +116,10 @@ class DataConfig(_Section):
         0.2, description="Share of records held out for the server's test, unless the file has a split column."
     )
     keys: Annotated[
-        dict[str, str], Expected("a table from images, labels, site, patient, split to names in the file")
+        dict[str, str],
+        Expected(
+            "a table from roles (images, labels, site, patient, split, classes, train_images, …) to names in the file"
+        ),
     ] = Field({}, description='Other names of an .npz file\'s arrays, as in [data.keys] images = "x".')
 
     @field_validator("keys")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common.config import RunConfig
 from common.data.federation import assemble
+from common.errors import PrivacyError
 from common.features import as_tensor, cached_backbone
 from common.grafting import threads
 from common.heads import build_head, head_arrays, load_arrays
@@ -64,14 +65,22 @@ def run_baselines(config: RunConfig, preflight: Preflight, folder: Path, progres
     return worlds
 
 
-def check_baselines(config: RunConfig) -> None:
+def check_baselines(config: RunConfig, preflight: Preflight) -> None:
     """Find out before the run whether its baselines can be run after it.
 
     Raises:
         ConfigError: a baseline needs a backbone that cannot be made.
+        PrivacyError: delta is too large for all records in one place.
     """
-    if "no_transfer" in config.evaluation.baseline_names:
+    names = config.evaluation.baseline_names
+    if "no_transfer" in names:
         cached_backbone(_untrained(config))
+    pooled = sum(len(share) for share in preflight.federation.shares.values())
+    if "pooled" in names and config.privacy.delta > 1 / pooled:
+        raise PrivacyError(
+            f"the baseline pooled puts {pooled} records in one place, where delta must be at most {1 / pooled:.2g}, "
+            f"got {config.privacy.delta:g}; lower privacy.delta or leave the baseline out"
+        )
 
 
 def _untrained(config: RunConfig) -> str:

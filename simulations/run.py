@@ -62,7 +62,7 @@ def simulate(config: RunConfig, ready: Preflight, folder: Path, engine: str, wat
         raise ProtocolError(f"expected a checkpoint in {folder} after the last round, found none; resume the run")
     began = time.perf_counter()
     worlds = _baselines(config, ready, folder, watcher)
-    baselines_s = time.perf_counter() - began
+    baselines_s = time.perf_counter() - began if worlds else None
     result = build_result(config, ready, final, read_lines(folder / ROUNDS), worlds, baselines_s, folder, engine)
     features = int(ready.features.shape[1])
     facts = ModelFacts(model=ready.proposal.plan.offer.model, features=features, privacy=result["privacy"])
@@ -199,7 +199,7 @@ def following(log: Path, on_round: Callable[[Line], None]) -> Iterator[None]:
 
 def _make(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # exact counts and metrics of real records lie in it
     except OSError as error:
         raise ConfigError(f"the run folder {folder} cannot be made ({error.strerror}); choose another --out") from error
 

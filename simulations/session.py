@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -100,13 +100,22 @@ def _seeds_of(configs: list[RunConfig]) -> list[int]:
 
 
 def _preflight(config: RunConfig) -> preflight.Preflight:
-    with _bars() as bars:
-        task = bars.add_task("features", total=None, note="", visible=False)
-        ready = preflight.check(
-            config, lambda done, total: bars.update(task, completed=done, total=total, visible=True, note="images")
-        )
-    check_baselines(config)
+    with ExitStack() as stack:
+        shown: list[Callable[[int, int], None]] = []
+
+        def on_features(done: int, total: int) -> None:
+            if not shown:  # nothing is drawn for features that the cache has, or for input that is refused
+                shown.append(_feature_bar(stack.enter_context(_bars())))
+            shown[0](done, total)
+
+        ready = preflight.check(config, on_features)
+    check_baselines(config, ready)
     return ready
+
+
+def _feature_bar(bars: Progress) -> Callable[[int, int], None]:
+    task = bars.add_task("features", total=None, note="images")
+    return lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engine: str) -> Result:
@@ -183,4 +192,5 @@ def show(result: Result, folder: Path) -> None:
     console = Console()
     console.print(result_table(result))
     console.print(f"report  {folder / 'report.html'}", soft_wrap=True)
-    console.print(f"model   {folder / 'model'}", soft_wrap=True)
+    model = folder / "model" if (folder / "model").exists() else folder / "seed-*" / "model"
+    console.print(f"model   {model}", soft_wrap=True)

@@ -149,6 +149,7 @@ def test_another_backbone_than_the_node_has_is_refused_and_pays_nothing_more(nod
     wrong = dataclasses.replace(task.offer, model=task.offer.model.model_copy(update={"backbone_digest": "0" * 64}))
     with pytest.raises(BackboneMismatchError, match="digest"):
         train_round(dataclasses.replace(task, offer=wrong), node)
+    assert spent(node) == 0.0
 
 
 def test_other_classes_than_the_nodes_own_are_refused_before_a_record_is_read(node: Node) -> None:

@@ -213,8 +213,8 @@ def test_one_mistake_is_one_line(write):
         ("federation.seed=-1", "federation.seed: expected a whole number of at least 0, came -1"),
         (f"privacy.epsilon=1{'0' * 400}", "privacy.epsilon: expected a number above 0, came 1000"),
         ("data=3", "--set data=3: expected section.key=value"),
-        ("data.keys=3", "data.keys: expected a table from images, labels, site, patient, split to names in the file"),
-        ("data.keys.images=3", "data.keys: expected a table from images"),
+        ("data.keys=3", "data.keys: expected a table from roles (images, labels"),
+        ("data.keys.images=3", "data.keys: expected a table from roles"),
     ],
 )
 def test_a_mistake_names_its_key_what_was_expected_and_what_came(write, override, said):

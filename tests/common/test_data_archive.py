@@ -266,4 +266,4 @@ def test_digits_span_the_whole_range() -> None:
 
 
 def test_all_roles_of_a_configuration_are_known_to_the_loader() -> None:
-    assert set(KEY_ROLES) <= set(ROLES)
+    assert set(KEY_ROLES) == set(ROLES)
