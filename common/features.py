@@ -7,6 +7,7 @@ Nothing in it ever goes stale: another record, another cut or another backbone i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -101,6 +102,7 @@ def address(backbone: Backbone, cut: str | None) -> str:
         "backbone": backbone.digest,
         "cut": cut_point(backbone, cut),
         "preprocessing": backbone.preprocessing.describe(),
+        "device": _device().type,
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -114,8 +116,8 @@ def extract(
     Every batch has the same shape (the last one is padded), so that a record yields the same bits whatever else is
     computed with it. Convolutions run with channels last, a third faster on a CPU, and on a GPU where there is one.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trunk = Trunk(backbone, cut).to(device)
+    device = _device()
+    trunk = copy.deepcopy(Trunk(backbone, cut)).to(device)  # the backbone itself stays where it is, as it is
     trunk.to(memory_format=torch.channels_last)
     outputs = []
     for batch, count in _batches(data.images):
@@ -140,6 +142,10 @@ def first_not_finite(features: NDArray[np.float32]) -> int | None:
 def as_tensor(features: NDArray[np.float32], rows: NDArray[np.int64]) -> Tensor:
     """Copy some rows of (possibly memory-mapped) features, shape (len(rows), D)."""
     return torch.from_numpy(np.ascontiguousarray(features[rows]))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _batches(images: Images) -> Iterator[tuple[Images, int]]:
