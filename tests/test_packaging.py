@@ -10,7 +10,6 @@ import re
 import stat
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -169,7 +168,8 @@ def installed(wheel, tmp_path_factory):
     python = environment / "bin" / "python"
     purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
     found = subprocess.run([python, "-c", purelib], capture_output=True, text=True, check=True).stdout.strip()
-    (Path(found) / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    others = [path for path in sys.path if path.endswith("-packages")]
+    (Path(found) / "others.pth").write_text("\n".join(others) + "\n")
     (built,) = wheel.parent.glob("*.whl")
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet"]
     subprocess.run([*install, "--ignore-installed", str(built)], check=True, capture_output=True, cwd=environment)
