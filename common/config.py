@@ -112,7 +112,7 @@ def config_digest(config: RunConfig) -> str:
 def _read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file; say what is wrong with it, and where."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"expected a configuration file at {path}, but there is none; check the path") from None
     except UnicodeDecodeError:

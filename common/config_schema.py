@@ -144,7 +144,9 @@ class ModelConfig(_Section):
     head: Annotated[Literal["linear", "mlp"], Expected('"linear" or "mlp"')] = Field(
         "linear", description="The classifier that is trained."
     )
-    hidden: _Count = Field(64, description="Hidden units of the mlp head.")
+    hidden: Annotated[int, Field(ge=1, le=16_384), Expected("a whole number from 1 to 16384")] = Field(
+        64, description="Hidden units of the mlp head."
+    )
 
 
 class TrainingConfig(_Section):

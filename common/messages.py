@@ -10,6 +10,8 @@ from torch import Tensor
 
 from common.privacy.plan import PrivacyTerms
 
+MOST_HIDDEN = 16_384
+
 
 class Reason(StrEnum):
     """Why a node refuses: a fixed, coarse vocabulary, because free text could carry data.
@@ -43,7 +45,7 @@ class ModelSpec(BaseModel):
     backbone_digest: str
     cut: str
     head: str
-    hidden: int = Field(ge=1)
+    hidden: int = Field(ge=1, le=MOST_HIDDEN)
     classes: tuple[str, ...] = Field(min_length=2)
 
 

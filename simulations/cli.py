@@ -41,6 +41,10 @@ def simulate(
         raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}; choose one of them")
     if out is not None and resume is not None:
         raise ConfigError(f"expected either --out or --resume, got both; --resume {resume} continues in that folder")
+    if resume is not None and seeds != 1:
+        raise ConfigError(
+            "expected no --seeds with --resume: a run goes on with the seeds it was started with; leave it out"
+        )
     if config is None and resume is None:
         raise ConfigError("expected a configuration file or --resume FOLDER, got neither; see the example in --help")
     from common.config import load_config  # the help must not wait for torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 
@@ -18,8 +19,8 @@ def model_card(result: dict[str, Any]) -> str:
 A {result["head"]} head on the frozen backbone `{backbone["name"]}`, cut after `{backbone["cut"]}`
 ({backbone["features"]} features), trained by {result["nodes"]} nodes in {result["rounds"]} rounds.
 
-- Classes: {", ".join(data["classes"])}
-- Data: {data["source"]} ({data["train"]} training records, partition {data["partition"]})
+- Classes: {", ".join(_plain(name) for name in data["classes"])}
+- Data: {_plain(data["source"])} ({data["train"]} training records, partition {data["partition"]})
 - Accuracy on {data["test"]} held-out records: {result["accuracy"]["federated"]:.4f}
 
 ## Privacy
@@ -47,3 +48,8 @@ def _guarantee(privacy: dict[str, Any]) -> str:
         "**No guarantee: exact metrics.** The nodes also sent their accuracy without noise, which epsilon does not "
         "cover. Leave evaluation.node_metrics out before real data are involved."
     )
+
+
+def _plain(name: str) -> str:
+    """A name from the user's data on one line, without any markup."""
+    return html.escape(" ".join(name.split()))

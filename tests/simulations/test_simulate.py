@@ -317,6 +317,26 @@ def test_resume_with_a_changed_configuration_is_refused(finished: Path, capsys: 
     assert "privacy.epsilon" in refused(arguments, capsys)
 
 
+def test_resume_with_other_seeds_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--seeds" in refused(["simulate", "--resume", str(finished), "--seeds", "3"], capsys)
+
+
+def test_a_class_name_with_markup_stays_text_in_the_model_card(tmp_path: Path) -> None:
+    digits = load_source("digits")
+    names = np.array(["<b>zero</b>\n# One", *map(str, range(1, 10))])
+    np.savez(tmp_path / "d.npz", images=digits.images, labels=digits.labels, classes=names)
+    config = written(tmp_path, data={"source": str(tmp_path / "d.npz")}, federation={"rounds": 1})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    card = (tmp_path / "run" / "model" / "MODEL_CARD.md").read_text()
+    assert "&lt;b&gt;zero&lt;/b&gt; # One, 1, 2" in card
+
+
+def test_the_pooled_baseline_needs_a_delta_for_all_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = written(tmp_path, privacy={"delta": 0.002}, evaluation={"baselines": "pooled"})
+    assert "pooled" in refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_where_no_run_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "found no config.toml" in refused(["simulate", "--resume", str(tmp_path)], capsys)
 
