@@ -90,7 +90,8 @@ configs = st.fixed_dictionaries(
             },
         ),
         "model": st.fixed_dictionaries(
-            {"backbone": texts}, optional={"cut": texts, "head": st.sampled_from(["linear", "mlp"]), "hidden": st.integers(1, 16_384)}
+            {"backbone": texts},
+            optional={"cut": texts, "head": st.sampled_from(["linear", "mlp"]), "hidden": st.integers(1, 16_384)},
         ),
         "training": st.fixed_dictionaries({}, optional={"learning_rate": positives | st.just("auto")}),
         "privacy": st.fixed_dictionaries(
