@@ -172,7 +172,7 @@ def _editable_root(distribution: metadata.Distribution) -> Path | None:
 def _spec(reference: str) -> EmbeddedSpec:
     if reference in EMBEDDED:
         return EMBEDDED[reference]
-    near = difflib.get_close_matches(reference, backbone_names(), n=1, cutoff=0.7)
+    near = difflib.get_close_matches(reference, backbone_names(), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
     raise ConfigError(f"model.backbone must be one of {', '.join(backbone_names())}, got {reference!r}; {hint}")
 

@@ -59,10 +59,16 @@ def test_weights_are_where_the_distribution_says(tmp_path: Path, origin: dict[st
     assert assets_of(PathDistribution(info)) == tmp_path / root / "common" / "backbones" / "assets"
 
 
-@pytest.mark.parametrize("wrong", ["embedded/glyf", "glyph", "embeded/glyph", "x"])
+@pytest.mark.parametrize("wrong", ["embedded/glyf", "glyph", "embeded/glyph"])
 def test_an_unknown_name_is_told_the_nearest_right_one(wrong: str) -> None:
     with pytest.raises(ConfigError, match="did you mean 'embedded/glyph'"):
         load_backbone(wrong)
+
+
+@pytest.mark.parametrize("other", ["x", "torchvision/resnet50"])
+def test_a_name_like_none_of_ours_is_told_what_there_is(other: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be one of embedded/glyph, .*; choose one of them"):
+        load_backbone(other)
 
 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:
