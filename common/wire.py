@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -90,7 +91,7 @@ def decode_offer(message: Message) -> Offer:
         ProtocolError: it is missing or malformed.
         PrivacyError: its privacy terms are not a promise that can be kept.
     """
-    return _offer(_parse(message))
+    return _parse(message)[0]
 
 
 def decode_train_task(message: Message) -> TrainTask:
@@ -100,22 +101,22 @@ def decode_train_task(message: Message) -> TrainTask:
         ProtocolError: it is malformed.
         PrivacyError: its privacy terms are not a promise that can be kept.
     """
-    parsed = _parse(message)
+    offer, learning_rate = _parse(message)
     config = message.content.config_records[CONFIG]
-    if parsed.learning_rate is None:
+    if learning_rate is None:
         raise ProtocolError("expected a learning rate in the training message, got none; update the server")
     return TrainTask(
-        offer=_offer(parsed),
+        offer=offer,
         round=_number(config, ROUND, int),
         head=decode_head(_arrays(message)),
-        learning_rate=parsed.learning_rate,
+        learning_rate=learning_rate,
         proximal_mu=_number(config, PROXIMAL_MU, float) if PROXIMAL_MU in config else 0.0,
     )
 
 
 def decode_evaluate_task(message: Message) -> EvaluateTask:
     """Read an evaluation message of the server; errors as in ``decode_train_task``."""
-    return EvaluateTask(offer=_offer(_parse(message)), head=decode_head(_arrays(message)))
+    return EvaluateTask(offer=_parse(message)[0], head=decode_head(_arrays(message)))
 
 
 def encode_reply(reply: Reply, to: Message) -> Message:
@@ -156,16 +157,18 @@ def decode_reply(message: Message) -> Reply:
         ) from error
 
 
-def _parse(message: Message) -> _Offer:
+def _parse(message: Message) -> tuple[Offer, float | None]:
     try:
-        text = message.content.config_records[CONFIG][TASK]
-        return _Offer.model_validate_json(str(text))
+        return _parse_text(str(message.content.config_records[CONFIG][TASK]))
     except (KeyError, ValidationError) as error:
         raise ProtocolError("expected a fedgraft task in the server's message, got something else") from error
 
 
-def _offer(parsed: _Offer) -> Offer:
-    return Offer(parsed.run_id, parsed.model, PrivacyTerms.from_dict(parsed.terms))
+@lru_cache(maxsize=64)
+def _parse_text(text: str) -> tuple[Offer, float | None]:
+    """Offer and learning rate: the same text in every round, so that the same frozen values serve."""
+    parsed = _Offer.model_validate_json(text)
+    return Offer(parsed.run_id, parsed.model, PrivacyTerms.from_dict(parsed.terms)), parsed.learning_rate
 
 
 def _arrays(message: Message) -> ArrayRecord:

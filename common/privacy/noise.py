@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -69,8 +70,15 @@ class SeededRandomness:
     kind: Literal["seeded"] = "seeded"
 
     def __init__(self, seed: int, node: str, round: int, purpose: str) -> None:
-        self._noise = _stream(seed, node, round, purpose, "noise")
-        self._sampling = _stream(seed, node, round, purpose, "sampling")
+        self._label = (seed, node, round, purpose)
+
+    @cached_property
+    def _noise(self) -> np.random.PCG64DXSM:
+        return _stream(*self._label, "noise")
+
+    @cached_property
+    def _sampling(self) -> np.random.PCG64DXSM:
+        return _stream(*self._label, "sampling")
 
     def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Draw hardened standard normals, shape ``shape``, float64, always finite."""

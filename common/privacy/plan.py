@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from common.errors import PrivacyError, ProtocolError
@@ -90,7 +90,12 @@ class PrivacyTerms:
         Raises:
             PrivacyError: delta is above 1 / declared_size, where "publish one record at random" would satisfy it.
         """
-        return PrivacyPlan(self, declared_size)
+        return _plan(self, declared_size)
+
+
+@lru_cache(maxsize=4096)
+def _plan(terms: PrivacyTerms, declared_size: int) -> PrivacyPlan:
+    return PrivacyPlan(terms, declared_size)  # one object a node, whose digest is computed once
 
 
 @dataclass(frozen=True)
