@@ -204,9 +204,10 @@ class Ledger:
 
     def _prepare(self, dataset_id: str, delta: float, epsilon_cap: float) -> None:
         """Bring the balance up to date, writing only where there is something to write."""
-        self._check_not_older()
-        if _schema_version(self._connection) == SCHEMA_VERSION:
-            self._balance.extend(fetch_entries(self._connection, self._balance.position))
+        if self._balance.position > 0:
+            self._catch_up()
+        elif _schema_version(self._connection) == SCHEMA_VERSION:
+            self._balance.extend(fetch_entries(self._connection))
         if self._balance.position == 0:
             self._found(dataset_id, delta, epsilon_cap)
         self._check_owner(dataset_id, delta)
@@ -220,12 +221,12 @@ class Ledger:
             if self._balance.position == 0:
                 self._append("opened", {"dataset_id": dataset_id, "delta": delta, "epsilon_cap": epsilon_cap})
 
-    def _check_not_older(self) -> None:
-        if self._balance.position == 0:
-            return
-        last = fetch_entries(self._connection, self._balance.position - 1)[:1]
-        if not last or last[0].hash != self._balance.head:
+    def _catch_up(self) -> None:
+        """Read what is new since this process saw the file, which must still hold what it saw then."""
+        entries = fetch_entries(self._connection, self._balance.position - 1)
+        if not entries or entries[0].hash != self._balance.head:
             raise broken_chain("it lost entries that this process has seen (an older copy was put in its place)")
+        self._balance.extend(entries[1:])
 
     def _check_owner(self, dataset_id: str, delta: float) -> None:
         mine = self._balance

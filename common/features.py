@@ -141,7 +141,7 @@ def first_not_finite(features: NDArray[np.float32]) -> int | None:
 
 def as_tensor(features: NDArray[np.float32], rows: NDArray[np.int64]) -> Tensor:
     """Copy some rows of (possibly memory-mapped) features, shape (len(rows), D)."""
-    return torch.from_numpy(np.ascontiguousarray(features[rows]))
+    return torch.from_numpy(np.asarray(features)[rows])  # a memory map is slow to index as such
 
 
 def _device() -> torch.device:

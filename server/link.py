@@ -109,9 +109,7 @@ class Link:
             name = name_of[message.metadata.src_node_id]
             reply = _decode(message)
             if isinstance(reply, Update) and _shapes(reply.head) == _shapes(head):
-                in_order = {key: reply.head[key] for key in head}
-                message.content = RecordDict({wire.ARRAYS: wire.encode_head(in_order)})
-                updates[name] = message
+                updates[name] = _in_order(message, reply.head, head)
                 del failed[name]
             else:
                 failed[name] = _reason(reply)
@@ -183,6 +181,14 @@ def _decode(message: Message) -> Reply:
 
 def _reason(reply: Reply) -> str:
     return reply.reason.value if isinstance(reply, Refusal) else Reason.PROTOCOL.value
+
+
+def _in_order(message: Message, came: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Message:
+    """Put an update into the order and type of ``head``, if it is not in them already."""
+    arrays = message.content.array_records[wire.ARRAYS]
+    if list(arrays) != list(head) or any(array.dtype != "float32" for array in arrays.values()):
+        message.content = RecordDict({wire.ARRAYS: wire.encode_head({key: came[key] for key in head})})
+    return message
 
 
 def _shapes(head: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
