@@ -7,6 +7,7 @@ the operating system (a deployed node), or a seed (the local ``simulate`` comman
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from functools import cached_property
 from typing import Literal, Protocol
@@ -50,7 +51,7 @@ class SystemRandomness:
 
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
         """Draw n independent flags, each true with probability ``rate`` (to within 2**-53)."""
-        return flags_from_words(_system_words(n), rate)
+        return np.ones(n, dtype=bool) if rate == 1 else flags_from_words(_system_words(n), rate)
 
 
 class SeededRandomness:
@@ -86,7 +87,7 @@ class SeededRandomness:
 
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
         """Draw n independent flags, each true with probability ``rate`` (to within 2**-53)."""
-        return flags_from_words(_raw(self._sampling, n), rate)
+        return np.ones(n, dtype=bool) if rate == 1 else flags_from_words(_raw(self._sampling, n), rate)
 
 
 class Words(Protocol):
@@ -113,7 +114,7 @@ def normals_from_words(words: Words, shape: tuple[int, ...]) -> NDArray[np.float
 
     Source: Mironov 2012, doi:10.1145/2382196.2382264; Holohan and Braghin 2021, arXiv:2107.10138.
     """
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     half = (size + 1) // 2
     total = np.zeros((2, half))
     for _ in range(DRAWS):

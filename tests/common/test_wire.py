@@ -152,3 +152,22 @@ def test_a_pickled_array_is_not_unpickled() -> None:
 def test_a_malformed_reply_is_refused(content: RecordDict) -> None:
     with pytest.raises(ProtocolError):
         wire.decode_reply(Message(content, reply_to=train_message()))
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=3).map(tuple),
+    by_columns=st.booleans(),
+    kind=st.sampled_from([np.float32, np.float64]),
+)
+def test_arrays_are_read_as_numpy_reads_them(shape: tuple[int, ...], by_columns: bool, kind: type) -> None:
+    values: np.ndarray = np.arange(np.prod(shape), dtype=kind).reshape(shape)
+    array = Array(np.asfortranarray(values) if by_columns else values)
+    assert np.array_equal(wire.decode_head(ArrayRecord({"weight": array}))["weight"].numpy(), array.numpy())
+
+
+@pytest.mark.parametrize("cut", [0, 5, 9, 40, 130])
+def test_an_array_that_was_cut_short_is_refused(cut: int) -> None:
+    whole = Array(np.ones((3, 4), dtype=np.float32))
+    array = Array(dtype="float32", shape=(3, 4), stype=whole.stype, data=whole.data[:cut])
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        wire.decode_head(ArrayRecord({"weight": array}))
