@@ -57,7 +57,6 @@ def build_result(
     """
     scores = preflight.proposal.evaluate(final.head)
     plan = preflight.proposal.plan
-    backbone = cached_backbone(config.model.backbone)
     federation = preflight.federation
     return {
         "accuracy": {"federated": scores.accuracy, **{name: _accuracy(worlds, name) for name in BASELINES}},
@@ -81,24 +80,33 @@ def build_result(
         "chance": _chance(federation),
         "confidential": config.data.source != "digits",
         "learning_rate": lines[-1]["learning_rate"],
-        "backbone": {
-            "name": backbone.name,
-            "digest": backbone.digest,
-            "cut": plan.offer.model.cut,
-            "features": int(preflight.features.shape[1]),
-            "licence": backbone.licence,
-            "trained_on": backbone.trained_on,
-        },
+        "backbone": _backbone(config, preflight),
         "head": config.model.head,
         "engine": engine,
-        "data": {
-            "source": config.data.source,
-            "classes": list(federation.data.classes),
-            "train": int(sum(len(share) for share in federation.shares.values())),
-            "test": len(federation.test),
-            "partition": config.data.partition,
-        },
+        "data": _data(config, federation),
         "confusion": scores.confusion.tolist(),
+    }
+
+
+def _backbone(config: RunConfig, preflight: Preflight) -> dict[str, Any]:
+    backbone = cached_backbone(config.model.backbone)
+    return {
+        "name": backbone.name,
+        "digest": backbone.digest,
+        "cut": preflight.proposal.plan.offer.model.cut,
+        "features": int(preflight.features.shape[1]),
+        "licence": backbone.licence,
+        "trained_on": backbone.trained_on,
+    }
+
+
+def _data(config: RunConfig, federation: Federation) -> dict[str, Any]:
+    return {
+        "source": config.data.source,
+        "classes": list(federation.data.classes),
+        "train": sum(len(share) for share in federation.shares.values()),
+        "test": len(federation.test),
+        "partition": config.data.partition,
     }
 
 
