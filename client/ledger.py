@@ -385,7 +385,7 @@ def _sentences(path: Path) -> Iterator[None]:
     except BrokenChainError as error:
         named = str(error) if path.name in str(error) else f"{path.name}: {error}"
         raise BrokenChainError(named) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:  # SQLite quotes a damaged schema in its message, undecoded
         reason = _HELP.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         if reason is None:
             raise broken_chain(f"{path} cannot be read as a ledger ({error})") from error
