@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.ledger import Ledger
+from client.open_ledgers import OpenLedgers
 from client.policy import Policy
 from common import places
 from common.config import RunConfig, from_flat
@@ -33,6 +34,7 @@ from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
 
 NODE_LOG = "nodes.log"
 _in_process: ContextVar[Path | None] = ContextVar("in_process", default=None)
+_kept_open: ContextVar[OpenLedgers | None] = ContextVar("kept_open", default=None)
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,25 @@ class Node:
     classes: tuple[str, ...]
     policy: Policy
     simulated: bool
-    open_ledger: Callable[[], Ledger]
+    open_ledger: Callable[[], AbstractContextManager[Ledger]]
     records: Callable[[ModelSpec], Records]
     randomness: Callable[[int], tuple[Randomness, Randomness]]
 
 
 @contextmanager
-def simulated_in_process(run_folder: Path) -> Iterator[None]:
-    """Mark, for the calls inside the block, that this process itself plays the nodes."""
-    token = _in_process.set(run_folder)
+def simulated_in_process(run_folder: Path, ledgers: OpenLedgers | None = None) -> Iterator[None]:
+    """Mark, for the calls inside the block, that this process itself plays the nodes.
+
+    Args:
+        run_folder: where their ledgers are.
+        ledgers: keeps them open from one call to the next; without, each call opens its own.
+    """
+    tokens = _in_process.set(run_folder), _kept_open.set(ledgers)
     try:
         yield
     finally:
-        _in_process.reset(token)
+        _in_process.reset(tokens[0])
+        _kept_open.reset(tokens[1])
 
 
 def open_node(
@@ -145,10 +153,17 @@ def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], part
         classes=federation.data.classes,
         policy=Policy(privacy.epsilon, privacy.delta, privacy.unit, metrics=config.evaluation.node_metrics),
         simulated=True,
-        open_ledger=lambda: open_simulated_ledger(run_folder, name, config),
+        open_ledger=lambda: _simulated_ledger(run_folder, name, config),
         records=lambda model: _simulated_records(federation, share, model),
         randomness=lambda round_: _randomness(config.federation.seed, name, round_),
     )
+
+
+def _simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> AbstractContextManager[Ledger]:
+    kept = _kept_open.get()
+    if kept is None:
+        return open_simulated_ledger(run_folder, name, config)
+    return kept.borrow(name, lambda: open_simulated_ledger(run_folder, name, config))
 
 
 def open_simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> Ledger:

@@ -73,7 +73,7 @@ def noisy_gradient(clipped: ClippedSum, plan: PrivacyPlan, randomness: Randomnes
     Args:
         clipped: the sum over the batch that Poisson sampling drew.
         plan: gives C, sigma and the divisor, all public constants.
-        randomness: noise is drawn from it, once for each parameter, in the order of names.
+        randomness: noise is drawn from it, once for all parameters, laid end to end in the order of names.
 
     Returns:
         Parameter name -> (sum + C sigma N(0, 1)) / expected batch, float64; safe to release.
@@ -87,10 +87,11 @@ def noisy_gradient(clipped: ClippedSum, plan: PrivacyPlan, randomness: Randomnes
             f"{clipped.clipping_norm:g}; pass the plan's own clipping norm"
         )
     deviation = plan.terms.clipping_norm * plan.terms.noise_multiplier
-    return {
-        name: (value + deviation * torch.from_numpy(randomness.normal(tuple(value.shape)))) / plan.expected_batch
-        for name, value in sorted(clipped.values.items())
-    }
+    names = sorted(clipped.values)
+    total = torch.cat([clipped.values[name].flatten() for name in names])
+    noisy = (total + deviation * torch.from_numpy(randomness.normal(tuple(total.shape)))) / plan.expected_batch
+    parts = torch.split(noisy, [clipped.values[name].numel() for name in names])
+    return {name: part.view_as(clipped.values[name]) for name, part in zip(names, parts, strict=True)}
 
 
 def _linear_clipped_sum(
@@ -110,8 +111,11 @@ def _linear_clipped_sum(
         squares = squares + 1.0
     factors, finite = _clip_factors(slopes.norm(dim=1) * squares.sqrt(), clipping_norm)
     slopes = torch.where(finite[:, None], slopes, 0.0) * factors[:, None]  # (B, K)
-    sums = {"weight": lambda: slopes.T @ torch.where(finite[:, None], inputs, 0.0), "bias": lambda: slopes.sum(dim=0)}
-    return ClippedSum({name: sums[name]() for name in sorted(trained)}, clipping_norm, int((~finite).sum()))
+    spoiled = int((~finite).sum())
+    if spoiled:
+        inputs = torch.where(finite[:, None], inputs, 0.0)
+    sums = {"weight": lambda: slopes.T @ inputs, "bias": lambda: slopes.sum(dim=0)}
+    return ClippedSum({name: sums[name]() for name in sorted(trained)}, clipping_norm, spoiled)
 
 
 def _logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def train_round(task: TrainTask, node: Node) -> Update:
         records = node.records(task.offer.model)  # sensitive from here
         head = private_update(task, records, plan, node.randomness(task.round))
         update = egress.release_update(head, task.head)
-        ledger.commit(reservation, safetensors.torch.save(update.head))
+        ledger.commit(reservation, safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()}))
     return update
 
 

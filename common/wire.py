@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import SType
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -64,7 +65,7 @@ def encode_task(offer: Offer, learning_rate: float | None = None) -> ConfigRecor
 
 def encode_head(head: Mapping[str, Tensor]) -> ArrayRecord:
     """Put a head into an array record, float32, in the head's own order."""
-    return ArrayRecord({name: Array(value.detach().cpu().float().numpy()) for name, value in head.items()})
+    return ArrayRecord({name: _array(value.detach().cpu().float().numpy()) for name, value in head.items()})
 
 
 def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
@@ -164,6 +165,20 @@ def _parse(message: Message) -> tuple[Offer, float | None]:
         return _parse_text(str(message.content.config_records[CONFIG][TASK]))
     except (KeyError, ValidationError) as error:
         raise ProtocolError("expected a fedgraft task in the server's message, got something else") from error
+
+
+def _array(values: NDArray[np.float32]) -> Array:
+    """Flower's array of these values; the header of NumPy's format is written once, as heads come in few shapes."""
+    data = _written_header(values.shape) + values.tobytes()
+    return Array(dtype=str(values.dtype), shape=values.shape, stype=SType.NUMPY, data=data)
+
+
+@lru_cache(maxsize=256)
+def _written_header(shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 def _read_npy(data: bytes) -> NDArray[Any]:

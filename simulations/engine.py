@@ -25,6 +25,7 @@ from flwr.supercore.task_identity import TaskIdentity
 import client.app
 import server.app
 from client.home import simulated_in_process
+from client.open_ledgers import OpenLedgers, room_for_files
 from common.config import RunConfig, to_flat
 from common.grafting import threads
 
@@ -35,7 +36,14 @@ FIRST_NODE_ID = 1000
 class InProcessGrid(Grid):
     """All nodes of a federation in one process, asked one after the other."""
 
-    def __init__(self, app: ClientApp, config: RunConfig, partitions: Sequence[int], run_folder: Path) -> None:
+    def __init__(
+        self,
+        app: ClientApp,
+        config: RunConfig,
+        partitions: Sequence[int],
+        run_folder: Path,
+        ledgers: OpenLedgers | None = None,
+    ) -> None:
         """Set the nodes up.
 
         Args:
@@ -43,10 +51,12 @@ class InProcessGrid(Grid):
             config: of the run; nodes and server receive it as Flower's run_config.
             partitions: numbers of the nodes that take part.
             run_folder: where the simulated nodes keep their ledgers.
+            ledgers: of this run and no other, kept open between rounds; without, each message opens its own.
         """
         self._app = app
         self._run = Run.create_empty(RUN_ID)
         self._run_folder = run_folder
+        self._ledgers = ledgers
         flat = to_flat(config)
         self._contexts = {
             FIRST_NODE_ID + partition: Context(
@@ -109,7 +119,7 @@ class InProcessGrid(Grid):
     def _play(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
         try:
-            with simulated_in_process(self._run_folder):
+            with simulated_in_process(self._run_folder, self._ledgers):
                 return self._app(message, context)
         except Exception as error:  # as Flower's runtimes do; fedgraft's own app lets none through
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
@@ -126,8 +136,8 @@ def run_in_process(config: RunConfig, run_folder: Path, partitions: Sequence[int
     Raises:
         FederationError: as server and configuration raise it.
     """
-    with task_identity(), threads(1):
-        grid = InProcessGrid(client.app.app, config, partitions, run_folder)
+    with task_identity(), threads(1), OpenLedgers(room_for_files()) as ledgers:
+        grid = InProcessGrid(client.app.app, config, partitions, run_folder, ledgers)
         context = Context(
             run_id=RUN_ID,
             node_id=SUPERLINK_NODE_ID,

@@ -200,7 +200,7 @@ def test_the_divisor_is_the_expected_batch_not_the_drawn_one(node: Node) -> None
     scale = (1.0 / norms).clamp(max=1.0)
     noise = SeededRandomness(0, "n", 1, "noise")
     expected_bias = (
-        (scale[:, None] * slopes).sum(dim=0) + 2.0 * torch.from_numpy(noise.normal((10,)))
+        (scale[:, None] * slopes).sum(dim=0) + 2.0 * torch.from_numpy(noise.normal((650,))[:10])  # the bias comes first
     ) / plan.expected_batch
     assert torch.allclose(head["bias"].double(), -0.5 * expected_bias, atol=1e-6)
 
@@ -234,8 +234,7 @@ def test_each_local_step_draws_its_own_noise(node: Node) -> None:
     head = trained_with(task, node, Recorder("sampling"), Recorder("noise"))
     noise, total = SeededRandomness(0, "n", 1, "noise"), np.zeros(10)
     for _ in range(3):
-        total += noise.normal((10,))
-        noise.normal((10, 64))
+        total += noise.normal((650,))[:10]  # of bias and weight, end to end
     plan = node.policy.accept(task.offer, node.declared_size)
     expected = torch.from_numpy(-0.5 * 2.0 * total / plan.expected_batch)  # learning rate x sigma C
     assert torch.allclose(head["bias"].double(), expected, rtol=1e-5)
