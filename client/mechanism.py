@@ -124,7 +124,9 @@ def _logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets
         bias = None if head.bias is None else head.bias.double()
         logits = nn.functional.linear(inputs, head.weight.double(), bias)
         if loss is classification_loss:  # its slope is known: no graph has to be built
-            return logits.softmax(dim=1) - nn.functional.one_hot(targets, logits.shape[1])
+            slopes = logits.softmax(dim=1)
+            slopes[torch.arange(len(targets)), targets] -= 1.0
+            return slopes
     with torch.enable_grad():
         logits.requires_grad_(True)
         losses = _unreduced(loss(logits, targets), len(inputs))
