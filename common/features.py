@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import durable
-from common.backbones.backbone import Backbone
+from common.backbones.backbone import Activations, Backbone
 from common.backbones.controls import load_reference
-from common.data.local import Images, LocalData
+from common.data.local import LocalData
+from common.data.records import Inputs
 from common.errors import ConfigError
 from common.grafting import Trunk, cut_point
 from common.places import cache_folder
@@ -120,10 +121,8 @@ def extract(
     trunk = copy.deepcopy(Trunk(backbone, cut)).to(device)  # the backbone itself stays where it is, as it is
     trunk.to(memory_format=torch.channels_last)
     outputs = []
-    for batch, count in _batches(data.images):
-        inputs = backbone.preprocessing(batch).to(device)
-        if inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+    for batch, count in _batches(data.inputs):
+        inputs = _moved(backbone.preprocessing(batch), device)
         outputs.append(trunk(inputs)[:count].float().cpu().numpy())
         if progress is not None:
             progress(min(len(outputs) * BATCH, len(data)), len(data))
@@ -148,9 +147,16 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _batches(images: Images) -> Iterator[tuple[Images, int]]:
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
+def _moved(activations: Activations, device: torch.device) -> Activations:
+    if not isinstance(activations, Tensor):
+        return tuple(part.to(device) for part in activations)
+    layout = torch.channels_last if activations.dim() == 4 else torch.contiguous_format
+    return activations.to(device).contiguous(memory_format=layout)
+
+
+def _batches(inputs: Inputs) -> Iterator[tuple[Inputs, int]]:
+    for start in range(0, len(inputs), BATCH):
+        batch = inputs[start : start + BATCH]
         count = len(batch)
         if isinstance(batch, np.ndarray):
             padding = np.repeat(batch[-1:], BATCH - count, axis=0)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from common.backbones.backbone import Backbone
+from common.backbones.backbone import Activations, Backbone, Preprocessing
 from common.errors import ConfigError
 
-Activations = Tensor | tuple[Tensor, ...]
+Layout = tuple[tuple[int, ...], ...]
+"""Shapes of what passes the cut, without the batch; one for each tensor."""
 
 
 class Trunk(nn.Module):
@@ -41,12 +43,15 @@ class Trunk(nn.Module):
         """Stay in evaluation mode; ``mode`` is ignored on purpose."""
         return self
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Activations) -> Tensor:
         """Map preprocessed inputs (N, …) to features (N, D); what passes the cut as several tensors is concatenated."""
-        activations: Activations = inputs
+        return flatten(self.activations(inputs))
+
+    def activations(self, inputs: Activations) -> Activations:
+        """What passes the cut, as it passes."""
         for stage in self.stages:
-            activations = stage(activations)
-        return flatten(activations)
+            inputs = stage(inputs)
+        return inputs
 
 
 def cut_point(backbone: Backbone, cut: str | None) -> str:
@@ -63,6 +68,22 @@ def cut_point(backbone: Backbone, cut: str | None) -> str:
         hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
         raise ConfigError(f"model.cut must be a stage of {backbone.name} ({', '.join(names)}), got {cut!r}; {hint}")
     return cut
+
+
+@torch.inference_mode()
+def layout(trunk: Trunk, preprocessing: Preprocessing) -> Layout:
+    """Shapes of what passes the cut, found with a made-up record; the same for all records."""
+    activations = trunk.activations(preprocessing(preprocessing.blank()))
+    parts = (activations,) if isinstance(activations, Tensor) else activations
+    return tuple(tuple(part.shape[1:]) for part in parts)
+
+
+def unflatten(features: Tensor, layout: Layout) -> Activations:
+    """Undo ``flatten``: (N, D) to the tensors that passed the cut, each of the features' type."""
+    sizes = [math.prod(shape) for shape in layout]
+    parts = torch.split(features, sizes, dim=1)
+    shaped = tuple(part.reshape(len(part), *shape) for part, shape in zip(parts, layout, strict=True))
+    return shaped[0] if len(shaped) == 1 else shaped
 
 
 def flatten(activations: Activations) -> Tensor:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from common import durable
+from common.backbones.backbone import Preprocessing
 from common.backbones.controls import load_reference
-from common.backbones.preprocessing import ImagePreprocessing
 from common.data.local import Images
 from common.errors import BackboneMismatchError, ConfigError
 from common.grafting import Trunk
@@ -51,7 +51,7 @@ class Model:
     facts: ModelFacts
     trunk: Trunk
     head: nn.Module
-    preprocessing: ImagePreprocessing
+    preprocessing: Preprocessing
 
     @torch.inference_mode()
     def probabilities(self, images: Images) -> Tensor:

@@ -96,7 +96,7 @@ def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress
 
 
 def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    side = max(max(image.shape[:2]) for image in preflight.federation.data.images[:64])
+    side = max(max(image.shape[:2]) for image in preflight.federation.data.inputs[:64])
     return _one_federation(_with(config, model={"backbone": f"pixels/{min(side, RAW_PIXELS)}", "cut": None}), folder)
 
 

@@ -209,7 +209,7 @@ def test_an_installed_wheel_simulates_on_both_engines_to_the_same_head_and_predi
     assert (tmp_path / "inprocess" / head).read_bytes() == (tmp_path / "ray" / head).read_bytes()
     assert one["privacy"] == other["privacy"]  # epsilon of every ledger among it
     assert one["accuracy"] == other["accuracy"]
-    Image.fromarray(np.asarray(load_source("digits").images[0])).save(tmp_path / "digit.png")
+    Image.fromarray(np.asarray(load_source("digits").inputs[0])).save(tmp_path / "digit.png")
     assert "digit.png" in call("predict", str(tmp_path / "ray" / "model"), "digit.png")
 
 

@@ -6,11 +6,35 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from common.backbones.preprocessing import ImagePreprocessing
+from common.data.records import Inputs
+
+Activations = Tensor | tuple[Tensor, ...]
+"""What passes between two stages: one tensor or several, the batch first."""
+
+
+class Preprocessing(Protocol):
+    """From records to the first stage's input; every rule is a public constant or looks at one record only."""
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """Modalities of ``records.Inputs`` that it takes."""
+
+    def __call__(self, inputs: Inputs, /) -> Activations:
+        """Prepare N records; row n of the result depends on record n alone.
+
+        Raises:
+            ConfigError: a record cannot be prepared.
+        """
+
+    def blank(self) -> Inputs:
+        """One made-up record, of no patient, to find out with which shapes the stages work."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name everything that decides the result, JSON values only; part of a backbone's digest."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +54,7 @@ class Backbone:
 
     name: str
     stages: Mapping[str, nn.Module]
-    preprocessing: ImagePreprocessing
+    preprocessing: Preprocessing
     licence: str
     trained_on: str
     digest: str
@@ -43,7 +67,7 @@ def backbone_digest(
 
     Args:
         architecture: description of the network, JSON values only.
-        preprocessing: ``ImagePreprocessing.describe()``.
+        preprocessing: ``Preprocessing.describe()``.
         tensors: parameters and buffers by name, of any order.
 
     Returns:

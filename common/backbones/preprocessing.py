@@ -38,6 +38,15 @@ class ImagePreprocessing:
     mean: float = 0.5
     std: float = 0.25
 
+    @property
+    def accepts(self) -> frozenset[str]:
+        """Images only."""
+        return frozenset({"image"})
+
+    def blank(self) -> np.ndarray:
+        """A black image of the input's size."""
+        return np.zeros((1, self.size, self.size), np.uint8)
+
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Tensor:
         """Prepare images.
 

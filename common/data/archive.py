@@ -134,8 +134,10 @@ def _read(archive: _Archive) -> LocalData:
     images = columns["images"]
     check_images(images)
     labels, classes = index_labels(columns["labels"], declared)
-    text = {name: text_column(name, columns[name]) for name in ("site", "patient", "split") if name in columns}
-    return LocalData(images, labels, classes, **text)
+    site, patient, split = (
+        text_column(name, columns[name]) if name in columns else None for name in ("site", "patient", "split")
+    )
+    return LocalData(images, labels, classes, site, patient, split)
 
 
 def _is_divided(archive: _Archive) -> bool:

@@ -88,8 +88,8 @@ def _assemble(
     data = _load(source, keys)
     train, test = hold_out(data, test_fraction, seed)
     parts = partition(
-        data.labels[train],
-        len(data.classes),
+        data.strata[train],
+        len(data.strata_names),
         scheme,
         nodes,
         seed,

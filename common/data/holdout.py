@@ -39,10 +39,11 @@ def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indi
         raise ConfigError(f"data.test_fraction must lie between 0 and 1, got {fraction}; 0.2 holds out a fifth")
     else:
         rng = generator(seed, Purpose.HOLD_OUT)
-        wanted = _test_counts(np.bincount(data.labels, minlength=len(data.classes)), fraction)
-        chosen = _draw_records(data.labels, wanted, rng)
+        strata = data.strata
+        wanted = _test_counts(np.bincount(strata, minlength=len(data.strata_names)), fraction)
+        chosen = _draw_records(strata, wanted, rng)
         if data.patient is not None:
-            chosen = _draw_patients(data.labels, data.patient, wanted, rng)
+            chosen = _draw_patients(strata, data.patient, wanted, rng)
         train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     _check(data, train, test)
     return train, test
@@ -95,9 +96,9 @@ def _check(data: LocalData, train: Indices, test: Indices) -> None:
             f"expected both training and test records, got {len(train)} and {len(test)}; "
             "change data.test_fraction or mark the records in a split column"
         )
-    lost = np.setdiff1d(data.labels, data.labels[train])
+    lost = np.setdiff1d(data.strata, data.strata[train])
     if len(lost):
-        names = ", ".join(data.classes[label] for label in lost)
+        names = ", ".join(data.strata_names[label] for label in lost)
         raise ConfigError(f"every class must have a training record, but {names} has none; change the split column")
     _check_patients(data.patient, train, test)
 

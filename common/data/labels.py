@@ -71,17 +71,26 @@ def require_every_class(data: LocalData) -> None:
         raise ConfigError(
             "expected at least two records of different classes, got none; check that this is the right data"
         )
-    if len(data.classes) < 2:
+    if len(data.classes) < 2 and data.task != "multilabel":
         raise ConfigError(
             f"expected at least two classes to tell apart, got only {data.classes[0]!r}; add another class"
         )
-    counts = np.bincount(data.labels, minlength=len(data.classes))
+    counts = _examples(data)
     missing = [name for name, count in zip(data.classes, counts, strict=True) if count == 0]
     if missing:
         raise ConfigError(
             f"class with no example in the whole federation: {', '.join(missing)}; "
             "add examples or take it off the class list"
         )
+
+
+def _examples(data: LocalData) -> Labels:
+    """How many examples each class has, shape (K,)."""
+    if data.task == "spans":
+        return np.ones(len(data.classes), dtype=np.int64)
+    if data.task == "multilabel":
+        return np.asarray(data.labels.sum(axis=0))
+    return np.bincount(data.labels[data.labels >= 0], minlength=len(data.classes))
 
 
 def _index_integers(raw: Labels, declared: tuple[str, ...] | None) -> tuple[Labels, tuple[str, ...]]:

@@ -23,7 +23,7 @@ def load_source(source: str, keys: Mapping[str, str] = NO_KEYS, root: Path = Pat
     """Read all records of a data source into memory.
 
     >>> digits = load_source("digits")
-    >>> len(digits), digits.images[0].shape, digits.classes[-1]
+    >>> len(digits), digits.inputs[0].shape, digits.classes[-1]
     (1797, (8, 8), '9')
 
     Args:

@@ -20,6 +20,7 @@ from torch import Tensor
 from common import durable
 from common.backbones.backbone import Backbone
 from common.backbones.registry import load_backbone, untrained_twin
+from common.grafting import Trunk
 from simulations.pretraining.probe import choose, probe_accuracy
 
 PER_CLASS = (5, 20)
@@ -65,14 +66,11 @@ def image_sets(folder: Path) -> dict[str, ImageSet | None]:
 
 def extract(backbone: Backbone, images: np.ndarray) -> Tensor:
     """Compute the features (N, D) of images, 256 at a time."""
-    parts = []
+    trunk = Trunk(backbone)
     with torch.no_grad():
-        for start in range(0, len(images), 256):
-            state = backbone.preprocessing(images[start : start + 256])
-            for stage in backbone.stages.values():
-                state = stage(state)
-            parts.append(state)
-    return torch.cat(parts)
+        return torch.cat(
+            [trunk(backbone.preprocessing(images[start : start + 256])) for start in range(0, len(images), 256)]
+        )
 
 
 def raw_pixels(images: np.ndarray) -> Tensor:

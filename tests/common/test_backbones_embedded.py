@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.backbones.backbone import Backbone
 from common.backbones.embedded import histogram, standardise
 from common.backbones.registry import load_backbone
+from common.grafting import Trunk
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +27,8 @@ def digits() -> np.ndarray:
 
 
 def features(backbone: Backbone, images: np.ndarray) -> Tensor:
-    state = backbone.preprocessing(images)
-    for stage in backbone.stages.values():
-        state = stage(state)
-    return state
+    features: Tensor = Trunk(backbone)(backbone.preprocessing(images))
+    return features
 
 
 def modules(backbone: Backbone) -> list[nn.Module]:
@@ -51,6 +50,7 @@ def test_every_stage_puts_the_batch_first(backbone: Backbone, digits: np.ndarray
     for stage in backbone.stages.values():
         state = stage(state)
         assert all(len(part) == 3 for part in (state if isinstance(state, tuple) else (state,)))
+    assert isinstance(state, Tensor)
     assert state.ndim == 2
 
 

@@ -45,7 +45,7 @@ def test_one_table_is_read_as_it_is(tmp_path: Path) -> None:
         patient=np.arange(6),
         split=np.array(["train"] * 4 + ["test"] * 2),
     )
-    assert np.array_equal(np.asarray(data.images), IMAGES)
+    assert np.array_equal(np.asarray(data.inputs), IMAGES)
     assert data.labels.tolist() == LABELS.tolist()
     assert data.classes == ("0", "1", "2")
     assert data.site is not None
@@ -63,8 +63,8 @@ def test_a_relative_path_starts_at_the_root(tmp_path: Path) -> None:
 def test_colour_images_are_read_and_a_unit_channel_is_dropped(tmp_path: Path) -> None:
     colour = load(tmp_path, images=np.stack([IMAGES] * 3, axis=-1), labels=LABELS)
     grey = load(tmp_path, images=IMAGES[..., None], labels=LABELS)
-    assert np.asarray(colour.images).shape == (6, 4, 4, 3)
-    assert np.asarray(grey.images).shape == (6, 4, 4)
+    assert np.asarray(colour.inputs).shape == (6, 4, 4, 3)
+    assert np.asarray(grey.inputs).shape == (6, 4, 4)
 
 
 def test_other_names_are_read_by_a_table(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_medmnist_files_are_read_as_they_are(tmp_path: Path) -> None:
         test_images=IMAGES[4:],
         test_labels=LABELS[4:, None].astype(np.uint8),
     )
-    assert np.array_equal(np.asarray(data.images), IMAGES)
+    assert np.array_equal(np.asarray(data.inputs), IMAGES)
     assert data.labels.tolist() == LABELS.tolist()
     assert data.split is not None
     assert data.split.tolist() == ["train"] * 4 + ["test"] * 2
@@ -91,7 +91,7 @@ def test_medmnist_files_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_keras_files_are_read_as_they_are(tmp_path: Path) -> None:
     data = load(tmp_path, x_train=IMAGES[:4], y_train=LABELS[:4], x_test=IMAGES[4:], y_test=LABELS[4:])
-    assert np.array_equal(np.asarray(data.images), IMAGES)
+    assert np.array_equal(np.asarray(data.inputs), IMAGES)
     assert data.labels.tolist() == LABELS.tolist()
     assert data.split is not None
     assert data.split.tolist() == ["train"] * 4 + ["test"] * 2
@@ -258,7 +258,7 @@ class TestRefused:
 
 def test_digits_span_the_whole_range() -> None:
     digits = load_source("digits")
-    pixels = np.asarray(digits.images)
+    pixels = np.asarray(digits.inputs)
     assert pixels.shape == (1797, 8, 8)
     assert np.unique(pixels).tolist() == [round(level * 255 / 16) for level in range(17)]
     assert digits.classes == tuple("0123456789")

@@ -36,7 +36,7 @@ def test_folders_name_classes_in_sorted_order(tmp_path: Path) -> None:
     data = folder(tmp_path, "b/1.png", "a/2.png", "a/10.bmp")
     assert data.classes == ("a", "b")
     assert data.labels.tolist() == [0, 0, 1]
-    assert np.asarray(data.images)[:, 0, 0].tolist() == [2, 1, 0]  # a/10.bmp, a/2.png, b/1.png
+    assert np.asarray(data.inputs)[:, 0, 0].tolist() == [2, 1, 0]  # a/10.bmp, a/2.png, b/1.png
     assert (data.site, data.patient, data.split) == (None, None, None)
 
 
@@ -80,7 +80,7 @@ def test_images_of_several_sizes_stay_apart(tmp_path: Path) -> None:
     put(tmp_path / "a" / "1.png", GREY)
     put(tmp_path / "b" / "1.png", GREY[:3])
     put(tmp_path / "b" / "2.png", COLOUR)
-    images = load_source(str(tmp_path)).images
+    images = load_source(str(tmp_path)).inputs
     assert isinstance(images, tuple)
     assert [image.shape for image in images] == [(6, 8), (3, 8), (6, 8, 3)]
 

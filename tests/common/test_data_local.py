@@ -63,7 +63,7 @@ def test_take_takes_every_column_in_the_order_asked() -> None:
         split=np.array(["train", "test", "train"]),
     )
     some = data.take([2, 1])
-    assert np.asarray(some.images).ravel().tolist() == [2, 1]
+    assert np.asarray(some.inputs).ravel().tolist() == [2, 1]
     assert some.labels.tolist() == [0, 1]
     assert [None if column is None else column.tolist() for column in (some.site, some.patient, some.split)] == [
         ["z", "y"],

@@ -22,7 +22,7 @@ def test_pneumoniamnist_is_read_as_it_is(real_data: Path) -> None:
     data = load_source("image-pneumoniamnist/pneumoniamnist.npz", root=real_data)
     train, test = hold_out(data, 0.2, seed=0)
     assert data.classes == ("0", "1")
-    assert np.asarray(data.images).shape == (5856, 28, 28)
+    assert np.asarray(data.inputs).shape == (5856, 28, 28)
     assert np.bincount(data.labels[train]).tolist() == [1214 + 135, 3494 + 389]
     assert np.bincount(data.labels[test]).tolist() == [234, 390]
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from common.backbones.backbone import Backbone
 from common.backbones.controls import load_reference, raw_pixels
+from common.backbones.preprocessing import ImagePreprocessing
 from common.data.local import LocalData
 from common.errors import ConfigError
 from common.features import BATCH, FeatureCache, address, extract, first_not_finite
@@ -70,7 +71,7 @@ def test_a_record_has_the_same_bits_in_any_company() -> None:
 
 def test_each_ingredient_of_the_key_has_its_own_address() -> None:
     backbone = raw_pixels(4)
-    other_preprocessing = dataclasses.replace(backbone.preprocessing, size=5)
+    other_preprocessing = ImagePreprocessing(size=5, channels=1)
     deeper = dataclasses.replace(
         backbone, stages={"pixels": backbone.stages["pixels"], "more": backbone.stages["pixels"]}
     )
@@ -87,9 +88,9 @@ def test_each_ingredient_of_the_key_has_its_own_address() -> None:
 def test_changed_pixels_are_another_record(cache: FeatureCache) -> None:
     backbone, data = raw_pixels(4), images(10)
     before = np.array(cache.features(backbone, None, data))
-    pixels = np.array(data.images)
+    pixels = np.array(data.inputs)
     pixels[3, 0, 0] ^= 255
-    after = cache.features(backbone, None, dataclasses.replace(data, images=pixels))
+    after = cache.features(backbone, None, dataclasses.replace(data, inputs=pixels))
     assert not np.array_equal(before[3], after[3])
     assert np.array_equal(np.delete(before, 3, axis=0), np.delete(after, 3, axis=0))
 

@@ -159,7 +159,7 @@ def digit_files(folder: Path, count: int) -> list[Path]:
         place = folder / f"site-{index % 2}" / str(digits.labels[index])
         place.mkdir(parents=True, exist_ok=True)
         paths.append(place / f"{index}.png")
-        Image.fromarray(np.asarray(digits.images[index])).save(paths[-1])
+        Image.fromarray(np.asarray(digits.inputs[index])).save(paths[-1])
     return paths
 
 
@@ -265,7 +265,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_class_without_an_example_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = load_source("digits")
-    np.savez(tmp_path / "d.npz", images=digits.images, labels=digits.labels, classes=np.array([*map(str, range(11))]))
+    np.savez(tmp_path / "d.npz", images=digits.inputs, labels=digits.labels, classes=np.array([*map(str, range(11))]))
     config = written(tmp_path, data={"source": str(tmp_path / "d.npz")})
     line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
     assert "10" in line
@@ -275,7 +275,7 @@ def test_a_class_without_an_example_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_patients_need_an_acknowledged_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = load_source("digits")
     patients = np.array([f"p{index // 3}" for index in range(len(digits))])
-    np.savez(tmp_path / "d.npz", images=digits.images, labels=digits.labels, patient=patients)
+    np.savez(tmp_path / "d.npz", images=digits.inputs, labels=digits.labels, patient=patients)
     data = {"source": str(tmp_path / "d.npz")}
     config = written(tmp_path, data=data)
     line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
@@ -324,7 +324,7 @@ def test_resume_with_other_seeds_is_refused(finished: Path, capsys: pytest.Captu
 def test_a_class_name_with_markup_stays_text_in_the_model_card(tmp_path: Path) -> None:
     digits = load_source("digits")
     names = np.array(["<b>zero</b>\n# One", *map(str, range(1, 10))])
-    np.savez(tmp_path / "d.npz", images=digits.images, labels=digits.labels, classes=names)
+    np.savez(tmp_path / "d.npz", images=digits.inputs, labels=digits.labels, classes=names)
     config = written(tmp_path, data={"source": str(tmp_path / "d.npz")}, federation={"rounds": 1})
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
     card = (tmp_path / "run" / "model" / "MODEL_CARD.md").read_text()
