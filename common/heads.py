@@ -4,37 +4,63 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from common.grafting import Layout
+from common.token_heads import SPAN_OUTPUTS, TokenLinear, TokenNetwork, sequence_shape
 
-HEADS = ("linear", "mlp")
+HEADS = ("linear", "mlp", "upper")
+TRAINABLE = ("all", "biases", "adapters")
+TOKEN_TASKS = ("tokens", "spans")
 
 
-def build_head(kind: str, features: int, classes: int, *, hidden: int = 64, seed: int = 0) -> nn.Module:
+def build_head(
+    kind: str,
+    layout: int | Sequence[Sequence[int]],
+    classes: int,
+    *,
+    hidden: int = 64,
+    seed: int = 0,
+    task: str = "classification",
+    upper: Mapping[str, nn.Module] | None = None,
+    train: str = "all",
+) -> nn.Module:
     """Make an untrained head, the same one wherever it is made.
 
-    A linear head starts at zero, so that the first clipped gradients point at class means and no initial noise has to
-    be unlearnt; an MLP needs its symmetry broken and is drawn from ``seed``.
+    A linear layer starts at zero, so that the first clipped gradients point at class means and no initial noise has to
+    be unlearnt; an MLP needs its symmetry broken and is drawn from ``seed``; upper stages start as they were
+    pre-trained.
 
     Args:
-        kind: ``"linear"`` or ``"mlp"`` (one hidden layer).
-        features: D, the size of the trunk's output.
+        kind: ``"linear"``, ``"mlp"`` (one hidden layer) or ``"upper"`` (the stages above the cut, then a linear layer).
+        layout: what passes the cut, as ``common.grafting.layout`` finds it; an int D means a vector.
         classes: K.
         hidden: width of the MLP's hidden layer.
-        seed: of the MLP's initial weights; public.
+        seed: of the initial weights of an MLP and of adapters; public.
+        task: ``"tokens"`` and ``"spans"`` give logits for every position, any other task one row a record.
+        upper: for ``"upper"``: name -> stage, in order; they are left as they are.
+        train: for ``"upper"``: ``"all"``, ``"biases"`` (with the norms) or ``"adapters"``, each with the classifier.
 
     Returns:
-        A module that maps (N, D) to (N, K).
+        A module, in eval mode where it has upper stages, that maps flat features (N, D) to (N, K), to (N, T, K) for
+        tokens, or to (N, T, 2) for spans, where padding positions have ``token_heads.PADDING_LOGIT``. Its parameters
+        are its own; what is frozen may be shared and is never written to.
 
     Raises:
-        ConfigError: ``kind`` is not a head.
+        ConfigError: ``kind`` or ``train`` is unknown, the layout does not suit the task, or nothing can be trained.
     """
-    return _copy(_template(kind, features, classes, hidden, seed))
+    if kind not in HEADS:
+        raise ConfigError(f"model.head must be one of {', '.join(HEADS)}, got {kind!r}; choose one of them")
+    shape: Layout = ((layout,),) if isinstance(layout, int) else tuple(tuple(part) for part in layout)
+    if kind != "upper":
+        return _copy(_template(kind, shape, classes, hidden, seed, task))
+    raise ConfigError("upper heads come next")
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -50,22 +76,27 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 @lru_cache(maxsize=16)
-def _template(kind: str, features: int, classes: int, hidden: int, seed: int) -> nn.Module:
+def _template(kind: str, layout: Layout, classes: int, hidden: int, seed: int, task: str) -> nn.Module:
+    if task not in TOKEN_TASKS:
+        inputs = sum(math.prod(shape) for shape in layout)
+        return zero_linear(inputs, classes) if kind == "linear" else _mlp(inputs, classes, hidden, seed)
+    outputs = SPAN_OUTPUTS if task == "spans" else classes
     if kind == "linear":
-        return _zero_linear(features, classes)
-    if kind == "mlp":
-        return _mlp(features, classes, hidden, torch.Generator().manual_seed(seed))
-    raise ConfigError(f"model.head must be one of {', '.join(HEADS)}, got {kind!r}; choose one of them")
+        return TokenLinear(layout, outputs, mask_logits=task == "spans")
+    _, width = sequence_shape(layout)
+    return TokenNetwork(layout, _mlp(width, outputs, hidden, seed), mask_logits=task == "spans")
 
 
-def _mlp(features: int, classes: int, hidden: int, generator: torch.Generator) -> nn.Module:
-    first, last = _zero_linear(features, hidden), _zero_linear(hidden, classes)
+def _mlp(features: int, classes: int, hidden: int, seed: int) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(seed)
+    first, last = zero_linear(features, hidden), zero_linear(hidden, classes)
     for layer in (first, last):
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
     return nn.Sequential(first, nn.ReLU(), last)
 
 
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer of zeros."""
     layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # draws nothing from the global generator
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
