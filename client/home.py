@@ -26,7 +26,7 @@ from client.open_ledgers import OpenLedgers
 from client.policy import Policy
 from common import places
 from common.config import RunConfig, from_flat
-from common.data.federation import Federation, assemble, source_features
+from common.data.federation import Federation, assemble, source_features, source_targets
 from common.errors import BackboneMismatchError, ConfigError
 from common.features import as_tensor, cached_backbone
 from common.messages import ModelSpec
@@ -44,7 +44,7 @@ class Records:
     Attributes:
         features: float32, shape (N, D) or more rows, read-only, possibly memory-mapped.
         rows: which rows of ``features`` are this node's, shape (n,).
-        targets: int64, shape (n,).
+        targets: of this node's records, shape (n, ...).
     """
 
     features: NDArray[np.float32]
@@ -55,17 +55,12 @@ class Records:
         """Number of records (sensitive)."""
         return len(self.rows)
 
-    @property
-    def dimension(self) -> int:
-        """D, the size of a feature vector."""
-        return int(self.features.shape[1])
-
     def take(self, sampled: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and targets (B,) of the sampled records."""
+        """Features (B, D) and targets (B, ...) of the sampled records."""
         return as_tensor(self.features, self.rows[sampled]), self.targets[torch.from_numpy(sampled)]
 
     def everything(self) -> tuple[Tensor, Tensor]:
-        """Features (n, D) and targets (n,) of all records."""
+        """Features (n, D) and targets (n, ...) of all records."""
         return as_tensor(self.features, self.rows), self.targets
 
 
@@ -77,6 +72,7 @@ class Node:
         name: as the server knows the node.
         declared_size: number of records that the operator declares; public.
         classes: label names of its data, in the order of the labels; public.
+        task: what its labels say; public.
         policy: what the operator allows.
         simulated: whether an engine on one machine plays this node.
         open_ledger: opens the budget of the data set.
@@ -87,6 +83,7 @@ class Node:
     name: str
     declared_size: int
     classes: tuple[str, ...]
+    task: str
     policy: Policy
     simulated: bool
     open_ledger: Callable[[], AbstractContextManager[Ledger]]
@@ -151,6 +148,7 @@ def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], part
         name=name,
         declared_size=len(share),
         classes=federation.data.classes,
+        task=federation.data.task,
         policy=Policy(privacy.epsilon, privacy.delta, privacy.unit, metrics=config.evaluation.node_metrics),
         simulated=True,
         open_ledger=lambda: _simulated_ledger(run_folder, name, config),
@@ -188,7 +186,8 @@ def _randomness(seed: int | None, name: str, round_: int) -> tuple[Randomness, R
 def _simulated_records(federation: Federation, share: NDArray[np.int64], model: ModelSpec) -> Records:
     check_backbone(model)
     features = source_features(federation, model.backbone, model.cut)
-    return Records(features, share, torch.from_numpy(federation.data.labels[share]))
+    targets = source_targets(federation, model.backbone)
+    return Records(features, share, targets[torch.from_numpy(share)])
 
 
 def check_backbone(model: ModelSpec) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import safetensors.numpy
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from client import egress
 from client.home import Node, Records, check_backbone
 from client.ledger import Spend, StoredReply
 from client.mechanism import clipped_sum, noisy_gradient
 from common.errors import ConfigError, ProtocolError
-from common.heads import arrays_digest, build_head, head_arrays, load_arrays
-from common.messages import EvaluateTask, Hello, Metrics, ModelSpec, Offer, TrainTask, Update
+from common.heads import arrays_digest, head_arrays
+from common.messages import EvaluateTask, Hello, Metrics, Offer, TrainTask, Update
+from common.model import trained_head
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
-from common.tasks import classification_loss, score_classification
+from common.tasks import task_named
 
 
 def accept_offer(offer: Offer, node: Node) -> Hello:
@@ -73,12 +74,13 @@ def private_update(
     Returns:
         The new head, name to float32 tensor.
     """
-    head = starting_head(task.offer.model, records.dimension, task.head)
-    parameters = dict(head.named_parameters())
+    head = trained_head(task.offer.model, task.head)
+    loss = task_named(task.offer.model.task).loss
+    parameters = {name: value for name, value in head.named_parameters() if value.requires_grad}
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
         features, targets = records.take(sampling.bernoulli(len(records), plan.terms.sampling_rate))
-        clipped = clipped_sum(head, classification_loss, features, targets, plan.terms.clipping_norm)
+        clipped = clipped_sum(head, loss, features, targets, plan.terms.clipping_norm)
         gradient = noisy_gradient(clipped, plan, noise)
         with torch.no_grad():
             for name, value in parameters.items():
@@ -97,9 +99,8 @@ def evaluate(task: EvaluateTask, node: Node) -> Metrics:
     egress.release_metrics(0.0, node.policy.metrics, simulated=node.simulated)
     _accept(task.offer, node)
     records = node.records(task.offer.model)
-    head = starting_head(task.offer.model, records.dimension, task.head)
-    features, targets = records.everything()
-    scores = score_classification(head, features, targets, len(task.offer.model.classes))
+    head = trained_head(task.offer.model, task.head)
+    scores = task_named(task.offer.model.task).score(head, *records.everything())
     return egress.release_metrics(scores.accuracy, node.policy.metrics, simulated=node.simulated)
 
 
@@ -111,16 +112,14 @@ def _accept(offer: Offer, node: Node) -> PrivacyPlan:
     """
     plan = node.policy.accept(offer, node.declared_size)
     check_backbone(offer.model)
+    if offer.model.task != node.task:
+        raise ConfigError(
+            f"expected the task {node.task!r} of this node's data, the server's model is for {offer.model.task!r}; "
+            "agree on one task"
+        )
     if offer.model.classes != node.classes:
         raise ConfigError(
             f"expected the {len(node.classes)} classes of this node's data, the server's model has "
             f"{len(offer.model.classes)}, or other names or another order; agree on one class list"
         )
     return plan
-
-
-def starting_head(model: ModelSpec, features: int, arrays: dict[str, Tensor]) -> nn.Module:
-    """Build the head that a task means, and put the sent parameters into it."""
-    head = build_head(model.head, features, len(model.classes), hidden=model.hidden)
-    load_arrays(head, arrays)
-    return head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -96,28 +96,31 @@ def _roles(keys: list[str]) -> dict[str, str]:
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A run folder's model/ folder.", show_default=False)],
-    files: Annotated[list[Path], typer.Argument(help="Images to classify.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Files with the records to look at.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Classify new images with a trained model."""
+    """Say of new records what a trained model makes of them: their class, labels, tags or answer."""
     from common.data import read_images
     from common.model_folder import load_model
+    from common.prediction import predict_records
 
     loaded = load_model(model)
-    classes = loaded.facts.model.classes
-    probabilities = loaded.probabilities(read_images(files))
-    best = probabilities.argmax(dim=1).tolist()
+    inputs, names = read_images(files), [str(file) for file in files]
+    found = [{"file": name, **row} for name, row in zip(names, predict_records(loaded, inputs), strict=True)]
     if as_json:
-        rows = [
-            {
-                "file": str(file),
-                "class": classes[index],
-                "probabilities": dict(zip(classes, row.tolist(), strict=True)),
-            }
-            for file, index, row in zip(files, best, probabilities, strict=True)
-        ]
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps(found))
         return
-    width = max(len(str(file)) for file in files)
-    for file, index, row in zip(files, best, probabilities, strict=True):
-        typer.echo(f"{file!s:<{width}}  {classes[index]}  {float(row[index]):.3f}")
+    width = max(len(name) for name in names)
+    for row in found:
+        typer.echo(f"{row['file']:<{width}}  {_in_a_line(row)}")
+
+
+def _in_a_line(row: dict[str, Any]) -> str:
+    """A prediction as a person reads it."""
+    if "class" in row:
+        return f"{row['class']}  {row['probabilities'][row['class']]:.3f}"
+    if "labels" in row:
+        return ", ".join(f"{name} {row['probabilities'][name]:.3f}" for name in row["labels"]) or "none of the labels"
+    if "entities" in row:
+        return ", ".join(f"{entity['text']} ({entity['kind']})" for entity in row["entities"]) or "no entity"
+    return "no answer" if row["answer"] is None else f"{row['answer']}  {row['score']:.3f}"

@@ -11,7 +11,13 @@ from common.config_mistakes import Expected, closest, show
 BASELINES = ("pooled", "local_mean", "no_dp", "no_transfer", "raw_pixels")
 _PARTS = ("train", "val", "test")
 _COLUMNS = ("images", "labels", "site", "patient")
-KEY_ROLES = (*_COLUMNS, "split", "classes", *(f"{part}_{column}" for part in _PARTS for column in _COLUMNS))
+_FIELDS = ("label", "group", "path", "text", "question", "context", "answers", "tokens", "tags")
+_TABLES = ("columns", "threshold", "codes")
+_SOUNDS = ("audio", "offsets", "rate")
+KEY_ROLES = (
+    *(*_COLUMNS, "split", "classes", *_FIELDS, *_TABLES, *_SOUNDS),
+    *(f"{part}_{column}" for part in _PARTS for column in _COLUMNS),
+)
 STRATEGIES_WITH_SERVER_LEARNING_RATE = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
 STRATEGIES_WITH_SERVER_MOMENTUM = ("fedavgm", "fedadam", "fedyogi")
 
@@ -105,7 +111,9 @@ class FederationConfig(_Section):
 class DataConfig(_Section):
     """Where the records are, and how a simulation spreads them over nodes."""
 
-    source: _Text = Field(description='"digits" (built in), an .npz file, or a folder of images (class/name.png).')
+    source: _Text = Field(
+        description='"digits" (built in), or the path of a data set: a file or a folder; docs/data.md lists the forms.'
+    )
     partition: Annotated[
         Literal["iid", "dirichlet", "shards", "quantity", "site"],
         Expected('one of "iid", "dirichlet", "shards", "quantity", "site"'),
@@ -118,9 +126,9 @@ class DataConfig(_Section):
     keys: Annotated[
         dict[str, str],
         Expected(
-            "a table from roles (images, labels, site, patient, split, classes, train_images, …) to names in the file"
+            "a table from roles (images, labels, site, patient, split, classes, label, text, …) to names in the file"
         ),
-    ] = Field({}, description='Other names of an .npz file\'s arrays, as in [data.keys] images = "x".')
+    ] = Field({}, description='The file\'s own names, as in [data.keys] images = "x" or label = "diagnosis".')
 
     @field_validator("keys")
     @classmethod
@@ -141,12 +149,23 @@ class ModelConfig(_Section):
     cut: Annotated[str | None, Field(min_length=1), Expected("the name of a stage in quotes")] = Field(
         None, description="Last frozen stage. Not given: the last stage, so that only the classifier is trained."
     )
-    head: Annotated[Literal["linear", "mlp"], Expected('"linear" or "mlp"')] = Field(
-        "linear", description="The classifier that is trained."
+    weights: Annotated[str | None, Field(min_length=1), Expected("the name of weights in quotes")] = Field(
+        None, description='Which weights of the backbone, such as "IMAGENET1K_V2" or "random-0". Not given: its own.'
+    )
+    head: Annotated[Literal["linear", "mlp", "upper"], Expected('"linear", "mlp" or "upper"')] = Field(
+        "linear", description="What is trained: a new classifier, or (upper) the stages above the cut with one on top."
+    )
+    train: Annotated[Literal["all", "biases", "adapters"], Expected('"all", "biases" or "adapters"')] = Field(
+        "all", description="Of the stages above the cut: everything, biases and norms, or low-rank adapters."
     )
     hidden: Annotated[int, Field(ge=1, le=16_384), Expected("a whole number from 1 to 16384")] = Field(
         64, description="Hidden units of the mlp head."
     )
+
+    @property
+    def reference(self) -> str:
+        """Backbone and weights in one, as ``common.backbones.controls.load_reference`` reads it."""
+        return self.backbone if self.weights is None else f"{self.backbone}@{self.weights}"
 
 
 class TrainingConfig(_Section):

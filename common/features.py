@@ -96,6 +96,20 @@ def cached_backbone(reference: str) -> Backbone:
     return load_reference(reference)
 
 
+def check_modality(backbone: Backbone, modality: str) -> None:
+    """Make sure that a backbone can look at such records.
+
+    Raises:
+        ConfigError: it takes others.
+    """
+    accepted = backbone.preprocessing.accepts
+    if modality not in accepted:
+        raise ConfigError(
+            f"the data hold records of the kind {modality!r}, but {backbone.name} takes {', '.join(sorted(accepted))}; "
+            "choose another model.backbone"
+        )
+
+
 def address(backbone: Backbone, cut: str | None) -> str:
     """Name of the folder for a trunk: 32 hex digits over everything that decides its outputs."""
     key = {

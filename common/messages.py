@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from common.data.records import TaskName
 from common.privacy.plan import PrivacyTerms
 
 MOST_HIDDEN = 16_384
@@ -37,6 +39,8 @@ class ModelSpec(BaseModel):
         head: kind of head, see ``common.heads``.
         hidden: width of an MLP head.
         classes: the label names, in the order of the logits.
+        task: what is learnt, see ``common.tasks``.
+        train: which parameters of the stages above the cut are trained by the head ``upper``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -46,7 +50,9 @@ class ModelSpec(BaseModel):
     cut: str
     head: str
     hidden: int = Field(ge=1, le=MOST_HIDDEN)
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...] = Field(min_length=1)
+    task: TaskName = "classification"
+    train: Literal["all", "biases", "adapters"] = "all"
 
 
 @dataclass(frozen=True)

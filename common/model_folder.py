@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from common import durable
 from common.backbones.backbone import Preprocessing
 from common.backbones.controls import load_reference
-from common.data.local import Images
+from common.data.records import Inputs, Modality
 from common.errors import BackboneMismatchError, ConfigError
 from common.grafting import Trunk
-from common.heads import build_head, load_arrays
 from common.messages import ModelSpec
+from common.model import trained_head
 
 HEAD = "head.safetensors"
 FACTS = "model.json"
@@ -34,6 +34,7 @@ class ModelFacts(BaseModel):
     Attributes:
         model: backbone, cut, head and label names.
         features: D, the size of a feature vector.
+        modality: of the records that it takes.
         privacy: the promise, as in ``result.json``; None for a model trained without one.
     """
 
@@ -41,6 +42,7 @@ class ModelFacts(BaseModel):
 
     model: ModelSpec
     features: int
+    modality: Modality = "image"
     privacy: dict[str, Any] | None
 
 
@@ -54,17 +56,14 @@ class Model:
     preprocessing: Preprocessing
 
     @torch.inference_mode()
-    def probabilities(self, images: Images) -> Tensor:
-        """Probability of each class for each image, shape (N, K).
+    def logits(self, inputs: Inputs) -> Tensor:
+        """What the head says of each record, (N, K), or (N, T, K) where each token has its own.
 
         Args:
-            images: uint8, (N, H, W) or (N, H, W, C), or a tuple of images of differing sizes.
+            inputs: N records of the modality ``facts.modality``.
         """
-        logits = [
-            self.head(self.trunk(self.preprocessing(images[start : start + BATCH])))
-            for start in range(0, len(images), BATCH)
-        ]
-        return torch.cat(logits).softmax(dim=1)
+        parts = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
+        return torch.cat([self.head(self.trunk(self.preprocessing(part))) for part in parts])
 
 
 def save_model(folder: Path, facts: ModelFacts, head: dict[str, Tensor], card: str) -> None:
@@ -90,9 +89,8 @@ def load_model(folder: Path) -> Model:
             f"the head in {folder} was trained on {spec.backbone} with digest {spec.backbone_digest}, the one that is "
             f"installed here has {backbone.digest}; install the fedgraft release that trained the model"
         )
-    head = build_head(spec.head, facts.features, len(spec.classes), hidden=spec.hidden)
     try:
-        load_arrays(head, safetensors.torch.load_file(folder / HEAD))
+        head = trained_head(spec, safetensors.torch.load_file(folder / HEAD))
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"the head {folder / HEAD} cannot be read ({error}); copy the model folder again") from error
     return Model(facts, Trunk(backbone, spec.cut), head.eval(), backbone.preprocessing)

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.backbones.backbone import Backbone
 from common.config import RunConfig
-from common.data.federation import Federation, assemble, source_features
+from common.data import LocalData
+from common.data.federation import Federation, assemble, source_features, source_targets
 from common.errors import PrivacyError
-from common.features import as_tensor, cached_backbone
-from common.grafting import cut_point, threads
-from common.heads import build_head, head_arrays, load_arrays
+from common.features import as_tensor, cached_backbone, check_modality
+from common.grafting import threads
+from common.heads import head_arrays
 from common.messages import ModelSpec, Offer
+from common.model import choose_cut, make_head, trained_head
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.canonical import sha256_hex
 from common.privacy.plan import PrivacyTerms
-from common.tasks import Scores, score_classification
+from common.tasks import Scores, task_named
 from server.defaults import default_clipping_norm
 from server.rounds import RoundPlan
 
@@ -52,14 +53,13 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
     """
     federation = assemble(config)
     check_unit(config, federation)
-    backbone = cached_backbone(config.model.backbone)
-    model = model_spec(config, backbone, federation.data.classes)
+    model = model_spec(config, federation.data)
+    task = task_named(model.task)
     features = source_features(federation, model.backbone, model.cut)
-    dimension = features.shape[1]
     test = as_tensor(features, federation.test)
-    targets = torch.from_numpy(federation.data.labels[federation.test])
-    start = build_head(model.head, dimension, len(model.classes), hidden=model.hidden, seed=config.federation.seed or 0)
-    terms = privacy_terms(config, dimension)
+    targets = source_targets(federation, model.backbone)[torch.from_numpy(federation.test)]
+    start = make_head(model, seed=config.federation.seed or 0)
+    terms = privacy_terms(config, features.shape[1])
     plan = RoundPlan(
         nodes=len(federation.shares),
         offer=Offer(run_id, model, terms),
@@ -72,9 +72,7 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
 
     def evaluate(head: dict[str, Tensor]) -> Scores:
         with threads(1):
-            module = build_head(model.head, dimension, len(model.classes), hidden=model.hidden)
-            load_arrays(module, head)
-            return score_classification(module, test, targets, len(model.classes))
+            return task.score(trained_head(model, head), test, targets)
 
     return Proposal(plan, head_arrays(start), evaluate)
 
@@ -85,15 +83,24 @@ def _cohort_seed(config: RunConfig, run_id: str) -> int:
     return int(sha256_hex("fedgraft cohorts", run_id), 16) if seed is None else seed
 
 
-def model_spec(config: RunConfig, backbone: Backbone, classes: tuple[str, ...]) -> ModelSpec:
-    """The model section with everything filled in."""
+def model_spec(config: RunConfig, data: LocalData) -> ModelSpec:
+    """The model section with everything filled in.
+
+    Raises:
+        ConfigError: backbone or cut are not usable, or do not suit the data.
+    """
+    reference = config.model.reference
+    backbone = cached_backbone(reference)
+    check_modality(backbone, data.modality)
     return ModelSpec(
-        backbone=config.model.backbone,
+        backbone=reference,
         backbone_digest=backbone.digest,
-        cut=cut_point(backbone, config.model.cut),
+        cut=choose_cut(reference, config.model.cut, data.task),
         head=config.model.head,
         hidden=config.model.hidden,
-        classes=classes,
+        classes=data.classes,
+        task=data.task,
+        train=config.model.train,
     )
 
 

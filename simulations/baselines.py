@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from common.config import RunConfig
-from common.data.federation import assemble
-from common.errors import PrivacyError
+from common.data.federation import assemble, source_targets
+from common.errors import ConfigError, PrivacyError
 from common.features import as_tensor, cached_backbone
 from common.grafting import threads
-from common.heads import build_head, head_arrays, load_arrays
-from common.tasks import Scores, classification_loss
+from common.heads import head_arrays, load_arrays
+from common.model import make_head
+from common.tasks import PerUnitLoss, Scores, task_named
 from server.checkpoints import RunStore
 from server.coordinator import propose
 from server.run_folder import run_identity
@@ -40,11 +41,11 @@ class World:
 
     Attributes:
         accuracy: on the held-out records; the mean over nodes where each trains alone.
-        recalls: per node, or once as ``"all"``: recall of each class, shape (K,).
+        recalls: per node, or once as ``"all"``: recall of each class, shape (K,), None where there are none.
     """
 
     accuracy: float
-    recalls: Mapping[str, Tensor]
+    recalls: Mapping[str, Tensor | None]
 
 
 def run_baselines(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> dict[str, World]:
@@ -75,6 +76,11 @@ def check_baselines(config: RunConfig, preflight: Preflight) -> None:
     names = config.evaluation.baseline_names
     if "no_transfer" in names:
         cached_backbone(_untrained(config))
+    if "raw_pixels" in names and preflight.federation.data.modality != "image":
+        raise ConfigError(
+            f"the baseline raw_pixels needs images, the data hold records of the kind "
+            f"{preflight.federation.data.modality!r}; leave it out of evaluation.baselines"
+        )
     pooled = sum(len(share) for share in preflight.federation.shares.values())
     if "pooled" in names and config.privacy.delta > 1 / pooled:
         raise PrivacyError(
@@ -84,7 +90,7 @@ def check_baselines(config: RunConfig, preflight: Preflight) -> None:
 
 
 def _untrained(config: RunConfig) -> str:
-    return f"{config.model.backbone}@random-{config.federation.seed or 0}"
+    return f"{config.model.backbone}@random-{config.federation.seed or 0}"  # other weights, the same network
 
 
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
@@ -92,12 +98,13 @@ def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Pro
 
 
 def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    return _one_federation(_with(config, model={"backbone": _untrained(config)}), folder)
+    return _one_federation(_with(config, model={"backbone": _untrained(config), "weights": None}), folder)
 
 
 def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     side = max(max(image.shape[:2]) for image in preflight.federation.data.inputs[:64])
-    return _one_federation(_with(config, model={"backbone": f"pixels/{min(side, RAW_PIXELS)}", "cut": None}), folder)
+    pixels = {"backbone": f"pixels/{min(side, RAW_PIXELS)}", "weights": None, "cut": None, "head": "linear"}
+    return _one_federation(_with(config, model=pixels), folder)
 
 
 def _local(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
@@ -121,12 +128,13 @@ def train_without_privacy(config: RunConfig, preflight: Preflight) -> dict[str, 
 
     Every node takes part in every round with all of its records.
     """
-    plan, data = preflight.proposal.plan, preflight.federation.data
-    dimension = int(preflight.features.shape[1])
+    plan = preflight.proposal.plan
+    loss = task_named(plan.offer.model.task).loss
     model = plan.offer.model
-    head = build_head(model.head, dimension, len(model.classes), hidden=model.hidden)
+    head = make_head(model)
+    all_targets = source_targets(preflight.federation, model.backbone)
     shares = [
-        (as_tensor(preflight.features, share), torch.from_numpy(data.labels[share]))
+        (as_tensor(preflight.features, share), all_targets[torch.from_numpy(share)])
         for share in preflight.federation.shares.values()
     ]
     sizes = torch.tensor([len(targets) for _, targets in shares], dtype=torch.float32)
@@ -134,7 +142,7 @@ def train_without_privacy(config: RunConfig, preflight: Preflight) -> dict[str, 
     arrays = preflight.proposal.start
     with threads(1):
         for _ in range(plan.rounds):
-            trained = [_descend(head, arrays, share, plan.offer.terms.steps_per_round) for share in shares]
+            trained = [_descend(head, loss, arrays, share, plan.offer.terms.steps_per_round) for share in shares]
             arrays = {
                 name: sum((w * t[name] for w, t in zip(weights, trained, strict=True)), torch.zeros(()))
                 for name in arrays
@@ -143,13 +151,14 @@ def train_without_privacy(config: RunConfig, preflight: Preflight) -> dict[str, 
 
 
 def _descend(
-    head: nn.Module, start: Mapping[str, Tensor], share: tuple[Tensor, Tensor], steps: int
+    head: nn.Module, loss: PerUnitLoss, start: Mapping[str, Tensor], share: tuple[Tensor, Tensor], steps: int
 ) -> dict[str, Tensor]:
     load_arrays(head, start)
     features, targets = share
+    trained = [value for value in head.parameters() if value.requires_grad]
     for _ in range(steps):
-        loss = classification_loss(head(features), targets).mean()
-        for value, gradient in zip(head.parameters(), torch.autograd.grad(loss, list(head.parameters())), strict=True):
+        mean = loss(head(features), targets).mean()
+        for value, gradient in zip(trained, torch.autograd.grad(mean, trained), strict=True):
             value.data -= NO_DP_LEARNING_RATE * gradient
     return head_arrays(head)
 

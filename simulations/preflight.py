@@ -13,7 +13,7 @@ from common.data.federation import Federation, assemble, source_features
 from common.errors import ConfigError
 from common.features import FeatureCache, Progress, cached_backbone, default_cache, first_not_finite
 from server.aggregation import build_strategy
-from server.coordinator import Proposal, propose
+from server.coordinator import Proposal, model_spec, propose
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def check(config: RunConfig, progress: Progress | None = None) -> Preflight:
     """
     began = time.perf_counter()
     federation = assemble(config)
-    backbone = cached_backbone(config.model.backbone)
-    FeatureCache(default_cache()).features(backbone, config.model.cut, federation.data, progress)
-    features = source_features(federation, config.model.backbone, config.model.cut)
+    model = model_spec(config, federation.data)
+    FeatureCache(default_cache()).features(cached_backbone(model.backbone), model.cut, federation.data, progress)
+    features = source_features(federation, model.backbone, model.cut)
     _check_finite(features, federation)
     seconds = time.perf_counter() - began
     settings = config.federation

@@ -63,7 +63,7 @@ def build_result(
         "accuracy_std": None,
         "metrics": {
             "loss": scores.loss if math.isfinite(scores.loss) else None,
-            "balanced_accuracy": scores.balanced_accuracy,
+            **scores.metrics(federation.data.classes),
         },
         "privacy": _privacy(config, preflight, final, folder),
         "bytes": _bytes(lines, len(federation.shares)),
@@ -84,12 +84,12 @@ def build_result(
         "head": config.model.head,
         "engine": engine,
         "data": _data(config, federation),
-        "confusion": scores.confusion.tolist(),
+        "confusion": None if scores.confusion is None else scores.confusion.tolist(),
     }
 
 
 def _backbone(config: RunConfig, preflight: Preflight) -> dict[str, Any]:
-    backbone = cached_backbone(config.model.backbone)
+    backbone = cached_backbone(config.model.reference)
     return {
         "name": backbone.name,
         "digest": backbone.digest,
@@ -104,6 +104,8 @@ def _data(config: RunConfig, federation: Federation) -> dict[str, Any]:
     return {
         "source": config.data.source,
         "classes": list(federation.data.classes),
+        "task": federation.data.task,
+        "modality": federation.data.modality,
         "train": sum(len(share) for share in federation.shares.values()),
         "test": len(federation.test),
         "partition": config.data.partition,
@@ -130,7 +132,7 @@ def mean_result(results: list[Result]) -> Result:
 
 def partition_table(federation: Federation) -> dict[str, dict[str, Any]]:
     """How many records of which class each node holds (exact: for the eyes of whoever owns all of them)."""
-    classes, labels = federation.data.classes, federation.data.labels
+    classes, labels = federation.data.strata_names, federation.data.strata
     table = {}
     for name, share in federation.shares.items():
         counts = np.bincount(labels[share], minlength=len(classes))
@@ -193,7 +195,7 @@ def _all_open(results: list[Result]) -> dict[str, list[int]]:
 def _node_accuracy(federation: Federation, scores: Scores, alone: World | None) -> dict[str, dict[str, float | None]]:
     table: dict[str, dict[str, float | None]] = {}
     for name, share in federation.shares.items():
-        mix = np.bincount(federation.data.labels[share], minlength=len(federation.data.classes))
+        mix = np.bincount(federation.data.strata[share], minlength=len(federation.data.strata_names))
         table[name] = {
             "federated": _expected(scores.class_recall, mix),
             "alone": None if alone is None else _expected(alone.recalls[name], mix),
@@ -201,13 +203,17 @@ def _node_accuracy(federation: Federation, scores: Scores, alone: World | None) 
     return table
 
 
-def _expected(recall: Tensor, mix: np.ndarray) -> float:
-    """Accuracy on held-out records reweighted to a node's own mix of labels."""
+def _expected(recall: Tensor | None, mix: np.ndarray) -> float | None:
+    """Accuracy on held-out records reweighted to a node's own mix of classes; None where there are no classes."""
+    if recall is None:
+        return None
     known = ~torch.isnan(recall).numpy()
     return float((recall.numpy()[known] * mix[known]).sum() / mix[known].sum())
 
 
-def _chance(federation: Federation) -> float:
+def _chance(federation: Federation) -> float | None:
+    if federation.data.task != "classification":
+        return None
     counts = np.bincount(federation.data.labels[federation.test])
     return float(counts.max() / counts.sum())
 

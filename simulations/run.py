@@ -65,7 +65,12 @@ def simulate(config: RunConfig, ready: Preflight, folder: Path, engine: str, wat
     baselines_s = time.perf_counter() - began if worlds else None
     result = build_result(config, ready, final, read_lines(folder / ROUNDS), worlds, baselines_s, folder, engine)
     features = int(ready.features.shape[1])
-    facts = ModelFacts(model=ready.proposal.plan.offer.model, features=features, privacy=result["privacy"])
+    facts = ModelFacts(
+        model=ready.proposal.plan.offer.model,
+        features=features,
+        modality=ready.federation.data.modality,
+        privacy=result["privacy"],
+    )
     save_model(folder / "model", facts, final.head, model_card(result))
     durable.write_json(folder / RESULT, result)
     write_report(folder)

@@ -139,7 +139,7 @@ def _announcement(config: RunConfig, ready: preflight.Preflight) -> str:
     privacy, nodes = config.privacy, len(ready.federation.shares)
     nominal = "" if config.federation.seed is None else "; nominal: seeded"
     return (
-        f"{nodes} nodes train a {config.model.head} head on {config.model.backbone}; "
+        f"{nodes} nodes train a {config.model.head} head on {config.model.reference}; "
         f"ε at δ = {privacy.delta:g}, one {privacy.unit}, {privacy.trust} trust{nominal}"
     )
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -35,6 +35,35 @@ class Preprocessing(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Name everything that decides the result, JSON values only; part of a backbone's digest."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Texts cut into tokens, padded to T.
+
+    Attributes:
+        ids: int64, shape (N, T).
+        mask: float32, shape (N, T), 1 for tokens and 0 for padding.
+        words: int64, shape (N, T): the index of the word that a token begins, -1 for all other tokens.
+        offsets: int64, shape (N, T, 2): a token's first character, and the one after its last, in the text (of a pair,
+            in the context); (-1, -1) for tokens that are not of it.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    words: Tensor
+    offsets: Tensor
+
+
+@runtime_checkable
+class CutsTexts(Protocol):
+    """A preprocessing that knows where in the text each token is."""
+
+    def encode(self, inputs: Inputs, /) -> Encoding:
+        """Cut N texts, lists of words or pairs into tokens."""
+
+    def truncated(self, inputs: Inputs, /) -> int:
+        """How many of the records are too long, and lose their end."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common.config import RunConfig
 from common.data import LocalData, hold_out, load_source
 from common.data.partition import node_names, partition
 from common.features import FeatureCache, cached_backbone, default_cache
+from common.targets import make_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,16 @@ def source_features(federation: Federation, backbone: str, cut: str | None) -> N
         ConfigError: backbone, cut or cache are not usable.
     """
     return FeatureCache(default_cache()).features(cached_backbone(backbone), cut, federation.data)
+
+
+@lru_cache(maxsize=8)
+def source_targets(federation: Federation, backbone: str) -> Tensor:
+    """Targets of every record of the federation, see ``common.targets``.
+
+    Raises:
+        ConfigError: the backbone does not suit the task.
+    """
+    return make_targets(federation.data, cached_backbone(backbone))
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from common.data.records import (
     Inputs,
     Modality,
     Pixels,
+    TaskName,
     check_images,
     check_inputs,
     record_digest,
@@ -24,7 +25,6 @@ from common.errors import ConfigError
 
 Labels: TypeAlias = npt.NDArray[np.int64]
 Column: TypeAlias = npt.NDArray[np.str_]
-TaskName = Literal["classification", "multilabel", "tokens", "spans"]
 
 SPLITS = ("train", "test")
 
@@ -48,6 +48,8 @@ class LocalData:
         site: shape (N,), the place of each record, or None.
         patient: shape (N,), the patient of each record, or None; sensitive.
         split: shape (N,), ``"train"`` or ``"test"``, or None where nobody has divided the records yet.
+        group: shape (N,), records that a hold-out keeps together (the article that questions are about), or None;
+            it makes no privacy promise.
         modality: of the inputs.
         task: what the labels say.
         columns: names of a table's columns, in order; empty for other modalities.
@@ -68,6 +70,7 @@ class LocalData:
     modality: Modality = "image"
     task: TaskName = "classification"
     columns: tuple[str, ...] = ()
+    group: Column | None = None
 
     def __post_init__(self) -> None:
         check_inputs(self.inputs, self.modality)
@@ -91,6 +94,7 @@ class LocalData:
             modality=self.modality,
             task=self.task,
             columns=self.columns,
+            group=None if self.group is None else self.group[chosen],
         )
 
     def record_digests(self) -> Pixels:
@@ -132,6 +136,7 @@ class LocalData:
 def _check_lengths(data: LocalData) -> None:
     expected = len(data.inputs)
     columns = {"labels": data.labels, "site": data.site, "patient": data.patient, "split": data.split}
+    columns |= {"group": data.group}
     named = "images" if data.modality == "image" else "records"
     for name, column in columns.items():
         flat = name != "labels" or data.task == "classification"

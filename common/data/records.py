@@ -13,6 +13,7 @@ from common.errors import ConfigError
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Images: TypeAlias = Pixels | tuple[Pixels, ...]
 Modality = Literal["image", "text", "words", "pair", "audio", "table"]
+TaskName = Literal["classification", "multilabel", "tokens", "spans"]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 

@@ -1,0 +1,119 @@
+"""Metrics beside accuracy, by scikit-learn where it has them; scikit-learn is imported when one is asked for."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Metrics = dict[str, float | None]
+LONGEST_ANSWER = 30  # tokens
+
+_IGNORED = -100
+
+
+def classification(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
+    """Balanced accuracy, macro-F1 and AUROC (one against the rest, the mean over classes that have both kinds)."""
+    from sklearn.metrics import f1_score
+
+    predicted, truth = logits.argmax(dim=1).numpy(), targets.numpy()
+    present = np.unique(truth)
+    recalls = [float((predicted[truth == label] == label).mean()) for label in present]
+    return {
+        "balanced_accuracy": float(np.mean(recalls)),
+        "macro_f1": float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0)),
+        "auroc": _mean_auroc(logits.double().softmax(dim=1), torch.nn.functional.one_hot(targets, len(classes))),
+    }
+
+
+def multilabel(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
+    """Records with all labels right, macro-F1 at probability 1/2, AUROC (mean over labels that have both kinds)."""
+    from sklearn.metrics import f1_score
+
+    predicted, truth = (logits > 0).numpy(), (targets > 0.5).numpy()
+    return {
+        "exact_match": float((predicted == truth).all(axis=1).mean()),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
+        "auroc": _mean_auroc(logits.double(), targets),
+    }
+
+
+def tokens(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
+    """Precision, recall and F1 of whole entities: first word, last word and kind all right (as CoNLL counts)."""
+    tagged = targets != _IGNORED
+    predicted = logits.argmax(dim=2)
+    true, found, both = 0, 0, 0
+    for row in range(len(targets)):
+        here = tagged[row]
+        wanted = entities([classes[tag] for tag in targets[row][here].tolist()])
+        came = entities([classes[tag] for tag in predicted[row][here].tolist()])
+        true, found, both = true + len(wanted), found + len(came), both + len(wanted & came)
+    precision, recall = both / max(1, found), both / max(1, true)
+    return {
+        "entity_f1": 2 * both / max(1, found + true),
+        "entity_precision": precision,
+        "entity_recall": recall,
+    }
+
+
+def entities(tags: list[str]) -> set[tuple[int, int, str]]:
+    """First word, word after the last, and kind of each entity that BIO tags mark.
+
+    An I- tag without its B- begins an entity, as the CoNLL script has it.
+
+    >>> sorted(entities(["O", "B-Drug", "I-Drug", "B-Drug", "I-Gene"]))
+    [(1, 3, 'Drug'), (3, 4, 'Drug'), (4, 5, 'Gene')]
+    """
+    found, start, kind = set(), 0, ""
+    for position, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-")
+        if kind and (prefix != "I" or name != kind):
+            found.add((start, position, kind))
+            kind = ""
+        if not kind and prefix in ("B", "I"):
+            start, kind = position, name
+    return found
+
+
+def spans(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
+    """Exact match, and the overlap of found and true answers in tokens, as F1 (the mean over records)."""
+    best = best_spans(logits)
+    low = torch.maximum(best[:, 0], targets[:, 0])
+    high = torch.minimum(best[:, 1], targets[:, 1])
+    shared = (high - low + 1).clamp(min=0).double()
+    lengths = (best[:, 1] - best[:, 0] + 1 + targets[:, 1] - targets[:, 0] + 1).double()
+    return {
+        "exact_match": float((best == targets).all(dim=1).double().mean()),
+        "token_f1": float((2 * shared / lengths).mean()),
+    }
+
+
+def best_spans(logits: Tensor) -> Tensor:
+    """The likeliest first and last token of each record, shape (B, 2): the last not before the first, nor far after it.
+
+    Args:
+        logits: shape (B, T, 2).
+    """
+    length = logits.shape[1]
+    allowed = torch.ones(length, length).triu().tril(LONGEST_ANSWER - 1).bool()
+    best = []
+    for start, end in zip(logits[..., 0].double(), logits[..., 1].double(), strict=True):
+        together = (start[:, None] + end[None, :]).masked_fill(~allowed, -torch.inf)
+        best.append(divmod(int(together.argmax()), length))
+    return torch.tensor(best, dtype=torch.int64).reshape(-1, 2)
+
+
+def _mean_auroc(scores: Tensor, truth: Tensor) -> float | None:
+    """Mean over columns that have both kinds of records; None where none has."""
+    from sklearn.metrics import roc_auc_score
+
+    values = []
+    for column in range(truth.shape[1]):
+        positive = truth[:, column].numpy() > 0.5
+        if positive.any() and not positive.all() and bool(scores[:, column].isfinite().all()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values.append(float(roc_auc_score(positive, scores[:, column].numpy())))
+    return float(np.mean(values)) if values else None
