@@ -1,0 +1,131 @@
+"""Losses of single records, targets, metrics: against slow and obvious computations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+from torch import Tensor, nn
+
+from common.backbones.controls import load_reference
+from common.data.local import LocalData
+from common.data.records import Pair
+from common.errors import ConfigError
+from common.metrics import best_spans, entities
+from common.targets import make_targets
+from common.tasks import IGNORED, TASKS, multilabel_loss, span_loss, task_named, token_loss
+
+
+def drawn(task: str, seed: int, count: int = 7) -> tuple[Tensor, Tensor]:
+    """Logits and targets of some records."""
+    rng = torch.Generator().manual_seed(seed)
+    if task == "classification":
+        return torch.randn(count, 4, generator=rng), torch.randint(0, 4, (count,), generator=rng)
+    if task == "multilabel":
+        return torch.randn(count, 3, generator=rng), torch.randint(0, 2, (count, 3), generator=rng).float()
+    if task == "tokens":
+        targets = torch.randint(-1, 3, (count, 6), generator=rng)
+        return torch.randn(count, 6, 3, generator=rng), torch.where(targets < 0, IGNORED, targets)
+    return torch.randn(count, 6, 2, generator=rng), torch.randint(0, 6, (count, 2), generator=rng).sort(dim=1).values
+
+
+@settings(max_examples=40, deadline=None)
+@given(task=st.sampled_from(list(TASKS)), seed=st.integers(0, 2**30), row=st.integers(0, 6))
+def test_a_records_loss_does_not_depend_on_the_others(task: str, seed: int, row: int) -> None:
+    logits, targets = drawn(task, seed)
+    loss = TASKS[task].loss
+    alone = loss(logits[row : row + 1], targets[row : row + 1])
+    assert loss(logits, targets).shape == (7,)
+    assert torch.allclose(loss(logits, targets)[row], alone[0])
+
+
+def test_losses_equal_sums_over_what_is_to_be_predicted() -> None:
+    logits, targets = drawn("multilabel", 1)
+    chances = logits.sigmoid()
+    by_hand = -(targets * chances.log() + (1 - targets) * (1 - chances).log()).mean(dim=1)
+    assert torch.allclose(multilabel_loss(logits, targets), by_hand)
+    logits, targets = drawn("tokens", 1)
+    logs = logits.log_softmax(dim=2)
+    for row in range(len(targets)):
+        terms = [-logs[row, at, tag] for at, tag in enumerate(targets[row].tolist()) if tag != IGNORED]
+        expected = torch.stack(terms).mean() if terms else torch.tensor(0.0)
+        assert torch.allclose(token_loss(logits, targets)[row], expected)
+    logits, targets = drawn("spans", 1)
+    logs = logits.log_softmax(dim=1)
+    by_hand = torch.stack([-(logs[row, a, 0] + logs[row, b, 1]) / 2 for row, (a, b) in enumerate(targets.tolist())])
+    assert torch.allclose(span_loss(logits, targets), by_hand)
+
+
+def test_a_record_without_a_tagged_token_has_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(1, 4, 3, requires_grad=True)
+    loss = token_loss(logits, torch.full((1, 4), IGNORED))
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert float(loss.detach()) == 0.0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_scores_are_those_of_scikit_learn(task: str) -> None:
+    logits, targets = drawn(task, 3, count=60)
+    head = nn.Flatten(0, 0) if task != "classification" else nn.Identity()
+    scores = TASKS[task].score(head, logits, targets)
+    found = scores.metrics(("a", "b", "c", "d")[: logits.shape[-1]] if task != "tokens" else ("O", "B-x", "I-x"))
+    assert math.isclose(scores.loss, float(TASKS[task].loss(logits, targets).double().mean()), rel_tol=1e-6)
+    if task == "classification":
+        predicted = logits.argmax(dim=1)
+        chances = logits.double().softmax(dim=1).numpy()
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, predicted))
+        assert found["macro_f1"] == pytest.approx(f1_score(targets, predicted, average="macro"))
+        assert found["auroc"] == pytest.approx(roc_auc_score(targets.numpy(), chances, multi_class="ovr"))
+    elif task == "multilabel":
+        assert scores.accuracy == pytest.approx(float(((logits > 0) == (targets > 0.5)).double().mean()))
+        assert found["auroc"] == pytest.approx(roc_auc_score(targets.numpy(), logits.numpy(), average="macro"))
+    elif task == "tokens":
+        known = targets != IGNORED
+        assert scores.accuracy == pytest.approx(float((logits.argmax(2) == targets)[known].double().mean()))
+    else:
+        assert scores.accuracy == found["exact_match"]
+
+
+def test_metrics_of_a_class_without_records_are_left_out() -> None:
+    logits, targets = torch.randn(5, 2), torch.zeros(5, dtype=torch.int64)
+    assert TASKS["classification"].score(nn.Identity(), logits, targets).metrics(("a", "b"))["auroc"] is None
+
+
+def test_entities_are_counted_whole() -> None:
+    assert entities(["B-x", "I-x", "O", "I-y", "B-y"]) == {(0, 2, "x"), (3, 4, "y"), (4, 5, "y")}
+    assert entities([]) == set()
+    targets = torch.tensor([[1, 2, 0, 1, IGNORED]])  # x x O x
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 0, 0, 1, 1]]), 3).float()  # the first entity is cut short
+    found = TASKS["tokens"].metrics(logits, targets, ("O", "B-x", "I-x"))
+    assert (found["entity_precision"], found["entity_recall"], found["entity_f1"]) == (0.5, 0.5, 0.5)
+
+
+def test_an_answer_never_ends_before_it_begins() -> None:
+    logits = torch.zeros(1, 5, 2)
+    logits[0, 4, 0], logits[0, 1, 1] = 6.0, 5.0
+    assert best_spans(logits).tolist() == [[4, 4]]
+    assert TASKS["spans"].metrics(logits, torch.tensor([[3, 4]]), ("start", "end"))["token_f1"] == pytest.approx(2 / 3)
+
+
+def test_labels_become_targets_of_their_task() -> None:
+    pixels = load_reference("pixels/4")
+    images = np.zeros((2, 4, 4), np.uint8)
+    single = LocalData(images, np.array([1, 0]), ("a", "b"))
+    several = LocalData(images, np.array([[1, 1], [0, 0]]), ("a", "b"), task="multilabel")
+    assert make_targets(single, pixels).tolist() == [1, 0]
+    assert make_targets(several, pixels).dtype == torch.float32
+    spans = LocalData((Pair("who?", "nobody"),), np.array([[0, 6]]), ("start", "end"), modality="pair", task="spans")
+    with pytest.raises(ConfigError, match="a backbone for texts"):
+        make_targets(spans, pixels)
+
+
+def test_an_unknown_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected a task out of"):
+        task_named("guessing")
