@@ -1,52 +1,39 @@
-"""Images in an ``.npz`` file."""
+"""Images or sounds in an ``.npz`` file."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from common.data.labels import index_labels, text_column
-from common.data.local import LocalData, check_images
+from common.data.labels import index_indicators, index_labels, text_column
+from common.data.local import Labels, LocalData, TaskName, check_images
+from common.data.npz_file import PART_ROLES, PARTS, ROLES, Archive, Array, open_archive
+from common.data.records import Clip, Images, Inputs
 from common.errors import ConfigError
 
-Array: TypeAlias = npt.NDArray[Any]
+__all__ = ["ROLES", "load_npz"]
 
-COLUMNS = ("images", "labels", "site", "patient")
-PARTS = ("train", "val", "test")
-PART_ROLES = tuple(f"{part}_{column}" for part in PARTS for column in COLUMNS)
-ROLES = (*COLUMNS, "split", "classes", *PART_ROLES)
-KERAS = {
-    f"{part}_{column}": f"{letter}_{part}" for part in PARTS for column, letter in (("images", "x"), ("labels", "y"))
-}
-
-_UNREADABLE = (
-    MemoryError,
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+SEVERAL = "*"
+_ORIGINS = ("site", "patient", "split", "group")
 
 
 def load_npz(path: Path, keys: Mapping[str, str]) -> LocalData:
-    """Read images and labels from an ``.npz`` file; nothing is ever unpickled.
+    """Read images or sounds and their labels from an ``.npz`` file; nothing is ever unpickled.
 
-    Two layouts: one table (``images``, ``labels``, optionally ``site``, ``patient``, ``split``), or MedMNIST's, divided
-    beforehand (``train_images``, ``train_labels``, likewise ``val_`` and ``test_``; or Keras's ``x_train``, ``y_train``
-    and so on; validation records count as training records). Either may declare ``classes``, the names that integer
-    labels index.
+    Four layouts:
+
+    - one table: ``images``, ``labels``, optionally ``site``, ``patient``, ``split``, ``group``;
+    - MedMNIST's, divided beforehand: ``train_images``, ``train_labels``, likewise ``val_`` and ``test_`` (or Keras's
+      ``x_train``, ``y_train`` and so on); validation records count as training records;
+    - a table for each site, where the keys say ``images = "*_x"`` and ``labels = "*_y"``: the star stands for the site;
+    - sounds, one after the other in ``audio`` (S,) int16: clip i is ``audio[offsets[i]:offsets[i + 1]]``, at ``rate``
+      samples a second.
+
+    Labels (N,) are classes; labels (N, K) of 0 and 1 are several classes for each record. Any layout may declare
+    ``classes``, the names that integer labels index.
 
     Args:
         path: the file.
@@ -58,89 +45,48 @@ def load_npz(path: Path, keys: Mapping[str, str]) -> LocalData:
     Raises:
         ConfigError: not an ``.npz``, an array missing, of the wrong type, shape or length, or an unknown role.
     """
-    _check_roles(keys)
-    try:
-        with path.open("rb") as stream, _open(stream) as file:
-            return _read(_Archive(file, dict(keys)))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; make it readable for this user") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    with open_archive(path, keys) as archive:
+        return _read(archive)
 
 
-@dataclass(frozen=True)
-class _Archive:
-    """The arrays of a file by their role."""
-
-    file: np.lib.npyio.NpzFile
-    keys: dict[str, str]
-
-    def has(self, role: str) -> bool:
-        return role in self.keys or self.name(role) in self.file.files
-
-    def name(self, role: str) -> str:
-        """What the file calls a role: as the user says, as we do, as Keras does."""
-        usual = KERAS.get(role, role)
-        return self.keys.get(role, usual if usual in self.file.files and role not in self.file.files else role)
-
-    def read(self, role: str) -> Array:
-        name = self.name(role)
-        if name not in self.file.files:
-            raise ConfigError(
-                f"expected an array {name!r} as {role}, but the file holds {_listed(self.file.files)}; say which is "
-                f'meant in the table [data.keys], for example {role} = "{_likely(name, self.file.files)}"'
-            )
-        return _load_array(self.file, name)
-
-
-def _check_roles(keys: Mapping[str, str]) -> None:
-    for role in keys:
-        if role not in ROLES:
-            near = get_close_matches(role, ROLES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-            raise ConfigError(f"data.keys must name the roles {', '.join(ROLES)}, got {role!r}; {hint}")
-
-
-def _open(stream: BinaryIO) -> np.lib.npyio.NpzFile:
-    try:
-        file = np.load(stream, allow_pickle=False)
-    except _UNREADABLE as error:
-        raise ConfigError(
-            "expected an .npz file, got something else or a damaged one; save it with np.savez"
-        ) from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ConfigError("expected an .npz file with images and labels, got a single array; save both with np.savez")
-    return file
-
-
-def _load_array(file: np.lib.npyio.NpzFile, name: str) -> Array:
-    try:
-        array = file[name]
-    except _UNREADABLE as error:
-        raise ConfigError(
-            f"array {name!r} is damaged, does not fit into memory, or holds Python objects, which are never unpickled; "
-            "save it again as plain numbers or strings"
-        ) from error
-    if not isinstance(array, np.ndarray):
-        raise ConfigError(f"{name!r} must be an array, got something else; save the file with np.savez")
-    return array
-
-
-def _read(archive: _Archive) -> LocalData:
-    divided = _is_divided(archive)
-    _refuse_overlooked(archive, divided)
-    columns = _read_parts(archive) if divided else _read_table(archive)
-    declared = _declared_classes(archive)
-    images = columns["images"]
-    check_images(images)
-    labels, classes = index_labels(columns["labels"], declared)
-    site, patient, split = (
-        text_column(name, columns[name]) if name in columns else None for name in ("site", "patient", "split")
+def _read(archive: Archive) -> LocalData:
+    inputs: Inputs
+    sounds = archive.has("audio")
+    if sounds and (archive.has("images") or archive.has("train_images")):
+        raise ConfigError("expected either images or audio, got both; keep them in two files")
+    if SEVERAL in archive.keys.get("images", ""):
+        inputs, columns = _read_sites(archive)
+    elif sounds:
+        inputs, columns = _read_clips(archive), _read_columns(archive)
+    else:
+        columns = _read_divided(archive) if _is_divided(archive) else _read_table(archive)
+        inputs = columns["images"]
+    if not sounds:
+        check_images(inputs)
+    labels, classes, task = _labels(columns["labels"], _declared_classes(archive))
+    origins = {name: text_column(name, columns[name]) if name in columns else None for name in _ORIGINS}
+    return LocalData(
+        inputs,
+        labels,
+        classes,
+        site=origins["site"],
+        patient=origins["patient"],
+        split=origins["split"],
+        group=origins["group"],
+        modality="audio" if sounds else "image",
+        task=task,
     )
-    return LocalData(images, labels, classes, site, patient, split)
 
 
-def _is_divided(archive: _Archive) -> bool:
+def _labels(raw: Array, declared: tuple[str, ...] | None) -> tuple[Labels, tuple[str, ...], TaskName]:
+    """Several labels a record where they can be nothing else; one-hot labels are left to ``index_labels`` to refuse."""
+    several = raw.ndim == 2 and raw.shape[1] > 1 and raw.dtype.kind in "iub" and np.isin(raw, (0, 1)).all()
+    if several and (raw.sum(axis=1) != 1).any():
+        return (*index_indicators(raw, declared), "multilabel")
+    return (*index_labels(raw, declared), "classification")
+
+
+def _is_divided(archive: Archive) -> bool:
     """Whether the file has MedMNIST's layout: as ``keys`` say, else as its arrays are named."""
     table, divided = "images" in archive.keys, any(f"{part}_images" in archive.keys for part in PARTS)
     if not table and not divided:
@@ -150,13 +96,64 @@ def _is_divided(archive: _Archive) -> bool:
     return divided
 
 
-def _read_table(archive: _Archive) -> dict[str, Array]:
-    wanted = ["images", "labels", *(name for name in ("site", "patient", "split") if archive.has(name))]
-    columns = {name: archive.read(name) for name in wanted}
-    return columns | {"images": _without_unit_channel(columns["images"])}
+def _read_columns(archive: Archive) -> dict[str, Array]:
+    """Labels and origins of a file that is one table."""
+    _refuse_overlooked(archive, divided=False)
+    return {name: archive.read(name) for name in ("labels", *_ORIGINS) if name == "labels" or archive.has(name)}
 
 
-def _read_parts(archive: _Archive) -> dict[str, Array]:
+def _read_table(archive: Archive) -> dict[str, Array]:
+    images = archive.read("images")
+    return _read_columns(archive) | {"images": _without_unit_channel(images)}
+
+
+def _read_sites(archive: Archive) -> tuple[Images, dict[str, Array]]:
+    """The images of each site, of whatever sizes, and all columns."""
+    roles = [role for role in ("labels", "patient", "split", "group") if role == "labels" or archive.has(role)]
+    plain = [role for role in (*roles, *(["site"] if archive.has("site") else [])) if SEVERAL not in archive.name(role)]
+    if plain or archive.has("site"):
+        raise ConfigError(
+            f"with images = {archive.name('images')!r} the star is the site, and every other column must have one too, "
+            f'got {(plain or ["site"])[0]} without; for example labels = "*_y" in [data.keys]'
+        )
+    before, _, after = archive.name("images").partition(SEVERAL)
+    names = [name for name in archive.file.files if name.startswith(before) and name.endswith(after)]
+    sites = [name[len(before) : len(name) - len(after)] for name in names if len(name) > len(before) + len(after)]
+    if not sites:
+        archive.read_named(archive.name("images"), "images")
+    images = [_without_unit_channel(archive.read_named(f"{before}{site}{after}", "images")) for site in sites]
+    columns = {
+        role: _join(role, [archive.read_named(archive.name(role).replace(SEVERAL, site, 1), role) for site in sites])
+        for role in roles
+    }
+    columns["site"] = np.repeat(sites, [len(part) for part in images])
+    if len({part.shape[1:] for part in images}) == 1:
+        return np.concatenate(images), columns
+    for part in images:
+        check_images(part)
+    return tuple(image for part in images for image in part), columns
+
+
+def _read_clips(archive: Archive) -> tuple[Clip, ...]:
+    audio, offsets, rate = (archive.read(role) for role in ("audio", "offsets", "rate"))
+    if audio.dtype != np.int16 or audio.ndim != 1:
+        raise ConfigError(
+            f"audio must be int16 (S,), got {audio.dtype} {audio.shape}; scale by the full range and cast"
+        )
+    fine = offsets.dtype.kind in "iu" and offsets.ndim == 1 and len(offsets) > 1
+    if not fine or offsets[0] < 0 or offsets[-1] > len(audio) or (np.diff(offsets.astype(np.int64)) <= 0).any():
+        raise ConfigError(
+            f"offsets must be whole numbers that grow from 0 to {len(audio)}, one more than there are clips, got "
+            "others; clip i is audio[offsets[i]:offsets[i + 1]]"
+        )
+    if rate.dtype.kind not in "iu" or rate.size != 1 or rate.item() <= 0:
+        raise ConfigError("rate must be one whole number above 0, in samples a second, got something else; correct it")
+    starts = offsets.astype(np.int64).tolist()
+    return tuple(Clip(audio[start:end], rate.item()) for start, end in pairwise(starts))
+
+
+def _read_divided(archive: Archive) -> dict[str, Array]:
+    _refuse_overlooked(archive, divided=True)
     parts = [part for part in PARTS if part == "train" or archive.has(f"{part}_images")]
     known = [name for name in ("site", "patient") if any(archive.has(f"{part}_{name}") for part in parts)]
     names = ["images", "labels", *known]
@@ -170,9 +167,9 @@ def _read_parts(archive: _Archive) -> dict[str, Array]:
     return columns
 
 
-def _refuse_overlooked(archive: _Archive, divided: bool) -> None:
+def _refuse_overlooked(archive: Archive, divided: bool) -> None:
     """A patient column that is overlooked would cost a privacy promise, so none is ever ignored."""
-    other = ("site", "patient", "split") if divided else PART_ROLES
+    other = _ORIGINS if divided else PART_ROLES
     overlooked = [role for role in other if role in archive.keys or (divided and archive.has(role))]
     if overlooked:
         here, names = ("train_images", "train_, val_ or test_ names") if divided else ("images", "plain names")
@@ -195,18 +192,10 @@ def _without_unit_channel(images: Array) -> Array:
     return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
 
 
-def _declared_classes(archive: _Archive) -> tuple[str, ...] | None:
+def _declared_classes(archive: Archive) -> tuple[str, ...] | None:
     if not archive.has("classes"):
         return None
     names = tuple(str(name) for name in text_column("classes", archive.read("classes")).ravel())
     if len(set(names)) != len(names):
         raise ConfigError(f"classes must name each class once, got {', '.join(names)}; remove the repetition")
     return names
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
-
-
-def _likely(name: str, names: list[str]) -> str:
-    return next(iter(get_close_matches(name, names, n=1, cutoff=0.3)), next(iter(names), "x"))

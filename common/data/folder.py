@@ -1,4 +1,4 @@
-"""A folder of images, whose levels name split, site and class."""
+"""A folder of images or sounds, whose levels name split, site and class."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from pathlib import Path
 
 import numpy as np
 
+from common.data.decoding import Unreadable
 from common.data.labels import index_labels
 from common.data.local import Column, LocalData
-from common.data.pictures import SUFFIXES, read_images
+from common.data.media import SUFFIXES, read_media
 from common.errors import ConfigError
 
 SPLIT_FOLDERS = {"train": "train", "val": "train", "test": "test"}
 
 _LAYOUTS = "class/name.png or site/class/name.png, optionally below train/, val/ and test/"
-_OTHER_IMAGES = (".dcm", ".gif", ".heic", ".jp2", ".nii", ".npy", ".svg", ".webp")
+_OTHERS = (".flac", ".gif", ".heic", ".jp2", ".m4a", ".mp3", ".nii", ".npy", ".ogg", ".opus", ".svg", ".webp")
+_FORMATS = "PNG, JPEG, BMP, TIFF or DICOM images or WAV sounds"
 
 
-def load_folder(folder: Path) -> LocalData:
+def load_folder(folder: Path, unreadable: list[Unreadable] | None = None) -> LocalData:
     """Read ``class/name.png`` or ``site/class/name.png``, optionally below ``train/``, ``val/`` and ``test/``.
 
-    The depth tells which: it must be the same for all images. Hidden files and files that are no images are left out.
+    The depth tells which: it must be the same for all files. Hidden files and files that are neither images nor sounds
+    are left out.
     Links are refused, inside the folder too, where one would make two records of one image.
 
     Args:
-        folder: holds PNG, JPEG, BMP or TIFF files.
+        folder: holds PNG, JPEG, BMP, TIFF and DICOM files, or WAV files.
+        unreadable: where a list is given, files that cannot be read are added to it and left out.
 
     Returns:
-        All images, in the order of their relative paths; validation records count as training records.
+        All of them, in the order of their relative paths; validation records count as training records.
 
     Raises:
         ConfigError: no image, images at several depths, a link, a class folder without images, an unreadable image.
@@ -38,7 +42,9 @@ def load_folder(folder: Path) -> LocalData:
     split, site, names = _columns(levels)
     labels, classes = index_labels(names)
     _refuse_empty_classes([path for path in empty if _depth(path, folder) == levels.shape[1]], classes)
-    return LocalData(read_images(files), labels, classes, site=site, split=split)
+    inputs, modality, kept = read_media(files, unreadable)
+    site, split = (None if column is None else column[kept] for column in (site, split))
+    return LocalData(inputs, labels[kept], classes, site=site, split=split, modality=modality)
 
 
 def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -72,17 +78,17 @@ def _refuse_links(paths: list[Path]) -> None:
 
 
 def _refuse_other_images(files: list[Path]) -> None:
-    others = sorted(file for file in files if file.suffix.lower() in _OTHER_IMAGES)
+    others = sorted(file for file in files if file.suffix.lower() in _OTHERS)
     if others:
         raise ConfigError(
-            f"images must be PNG, JPEG, BMP or TIFF, got {len(others)} others, the first is {others[0]}; "
+            f"files must be {_FORMATS}, got {len(others)} others, the first is {others[0]}; "
             "convert them or move them away"
         )
 
 
 def _refuse_depths(folder: Path, images: list[Path]) -> None:
     if not images:
-        raise ConfigError(f"{folder} must hold PNG, JPEG, BMP or TIFF images as {_LAYOUTS}, got none; put them there")
+        raise ConfigError(f"{folder} must hold {_FORMATS} as {_LAYOUTS}, got none; put them there")
     depths = sorted({_depth(image, folder) for image in images})
     if len(depths) > 1 or depths[0] not in (2, 3, 4):
         raise ConfigError(

@@ -16,7 +16,7 @@ def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indi
     """Divide records into training and test records.
 
     A ``split`` column decides where there is one. Otherwise the test records are drawn: class by class in proportion
-    (largest remainders), and patient by patient where there is a ``patient`` column.
+    (largest remainders), and patient by patient (group by group) where there is a ``patient`` (``group``) column.
 
     Args:
         data: N records.
@@ -27,8 +27,8 @@ def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indi
         (train, test): sorted indices, int64, disjoint, together 0..N-1.
 
     Guarantees:
-        Neither is empty; every class that occurs keeps a training record; no patient is in both. Without patients
-        and split there are exactly ceil(fraction * N) test records; with patients, about as many.
+        Neither is empty; every class that occurs keeps a training record; no patient and no group is in both.
+        Without patients, groups and split there are exactly ceil(fraction * N) test records; with them, about as many.
 
     Raises:
         ConfigError: this cannot be had.
@@ -42,11 +42,27 @@ def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indi
         strata = data.strata
         wanted = _test_counts(np.bincount(strata, minlength=len(data.strata_names)), fraction)
         chosen = _draw_records(strata, wanted, rng)
-        if data.patient is not None:
-            chosen = _draw_patients(strata, data.patient, wanted, rng)
+        together = _kept_together(data)
+        if together is not None:
+            chosen = _draw_patients(strata, together, wanted, rng)
         train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     _check(data, train, test)
     return train, test
+
+
+def _kept_together(data: LocalData) -> Column | None:
+    """Patient or group of each record; with both, everything that either links, shape (N,)."""
+    if data.patient is None or data.group is None:
+        return data.group if data.patient is None else data.patient
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names, patients = np.unique(data.patient, return_inverse=True)
+    others, groups = np.unique(data.group, return_inverse=True)
+    size = len(names) + len(others)
+    links = coo_array((np.ones(len(data)), (patients, groups + len(names))), shape=(size, size))
+    _, linked = connected_components(links, directed=False)
+    return np.asarray(linked[patients].astype(np.str_))
 
 
 def _as_declared(split: Column) -> tuple[Indices, Indices]:
@@ -100,13 +116,14 @@ def _check(data: LocalData, train: Indices, test: Indices) -> None:
     if len(lost):
         names = ", ".join(data.strata_names[label] for label in lost)
         raise ConfigError(f"every class must have a training record, but {names} has none; change the split column")
-    _check_patients(data.patient, train, test)
+    _check_apart("patient", data.patient, train, test)
+    _check_apart("group", data.group, train, test)
 
 
-def _check_patients(patient: Column | None, train: Indices, test: Indices) -> None:
-    shared = 0 if patient is None else len(np.intersect1d(patient[train], patient[test]))
+def _check_apart(name: str, column: Column | None, train: Indices, test: Indices) -> None:
+    shared = 0 if column is None else len(np.intersect1d(column[train], column[test]))
     if shared:
         raise ConfigError(
-            f"a patient must be either in train or in test, but {shared} are in both; "
+            f"a {name} must be either in train or in test, but {shared} are in both; "
             "correct the split column, or leave it out to have one drawn"
         )

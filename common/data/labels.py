@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,59 @@ def index_labels(raw: npt.NDArray[Any], declared: tuple[str, ...] | None = None)
     flat = raw[:, 0] if raw.ndim == 2 and raw.shape[1] == 1 else raw
     if flat.ndim != 1:
         raise ConfigError(
-            f"labels must have shape (N,), got {raw.shape}; for one-hot labels save labels.argmax(axis=1)"
+            f"labels must have shape (N,), or (N, K) of 0 and 1 for several classes a record, got {raw.shape}; for "
+            "one-hot labels save labels.argmax(axis=1)"
         )
     if flat.dtype.kind in "iub":
         return _index_integers(flat.astype(np.int64), declared)
     return _index_names(text_column("labels", flat), declared)
+
+
+def index_several(
+    names: Sequence[Sequence[str]], declared: tuple[str, ...] | None = None
+) -> tuple[Labels, tuple[str, ...]]:
+    """Turn the class names of each record into 0 and 1 for each class.
+
+    >>> index_several([["b"], [], ["a", "b"]])
+    (array([[0, 1],
+           [0, 0],
+           [1, 1]]), ('a', 'b'))
+
+    Args:
+        names: of each record, any number of them.
+        declared: the class list, in order; else the sorted names.
+
+    Returns:
+        Shape (N, K), int64, and the names.
+
+    Raises:
+        ConfigError: a name is not in ``declared``, or no record has any.
+    """
+    flat = [name for several in names for name in several]
+    if not flat:
+        raise ConfigError("labels must name a class in at least one record, got none at all; check the column")
+    indices, classes = _index_names(np.array(flat), declared)
+    labels = np.zeros((len(names), len(classes)), dtype=np.int64)
+    labels[np.repeat(np.arange(len(names)), [len(several) for several in names]), indices] = 1
+    return labels, classes
+
+
+def index_indicators(raw: npt.NDArray[Any], declared: tuple[str, ...] | None = None) -> tuple[Labels, tuple[str, ...]]:
+    """Several classes a record, as 0 and 1 for each class.
+
+    Args:
+        raw: shape (N, K), whole numbers.
+        declared: K names; else 0, 1, … are the names.
+
+    Raises:
+        ConfigError: another number of names.
+    """
+    classes = declared or tuple(str(index) for index in range(raw.shape[1]))
+    if len(classes) != raw.shape[1]:
+        raise ConfigError(
+            f"classes must name the {raw.shape[1]} columns of labels, got {len(classes)} names; correct either"
+        )
+    return raw.astype(np.int64), classes
 
 
 def text_column(name: str, raw: npt.NDArray[Any]) -> Column:

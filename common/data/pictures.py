@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from common.data.decoding import decode_files
 from common.data.local import Images, Pixels
-from common.errors import ConfigError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *DICOM_SUFFIXES)
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _DEEPER = ("I", "F")
@@ -26,9 +24,10 @@ def read_images(paths: Sequence[Path]) -> Images:
 
     16-bit grey is scaled by its full range (65535 becomes 255), never by what the image happens to hold; palettes are
     resolved; transparent pixels are laid on white, as by the preprocessing; a camera's orientation mark is applied.
+    DICOM files: see ``dicom.decode``.
 
     Args:
-        paths: PNG, JPEG, BMP or TIFF files.
+        paths: PNG, JPEG, BMP, TIFF or DICOM files.
 
     Returns:
         In the order of ``paths``: (H, W) for grey and (H, W, 3) for colour files; one array where all have the same
@@ -38,27 +37,20 @@ def read_images(paths: Sequence[Path]) -> Images:
         ConfigError: some file cannot be read; the message names the first and counts them. Images that would unpack
             to more than Pillow's limit of 89 million pixels count as unreadable.
     """
-    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        decoded = list(pool.map(_decode, paths))
-    _refuse_unreadable(paths, [result for result in decoded if isinstance(result, str)], decoded)
-    images = tuple(result for result in decoded if not isinstance(result, str))
-    return np.stack(images) if len({image.shape for image in images}) == 1 else images
+    return stack_images(decode_files(paths, decode_image, "images")[0])
 
 
-def _refuse_unreadable(paths: Sequence[Path], reasons: list[str], decoded: Sequence[Pixels | str]) -> None:
-    if not reasons:
-        return
-    first = next(path for path, result in zip(paths, decoded, strict=True) if isinstance(result, str))
-    raise ConfigError(
-        f"{len(reasons)} of {len(paths)} images cannot be read, the first is {first} ({reasons[0]}); "
-        "repair or remove them"
-    )
+def stack_images(images: Sequence[Pixels]) -> Images:
+    """One array where all images have the same shape, else a tuple of them."""
+    return np.stack(images) if len({image.shape for image in images}) == 1 else tuple(images)
 
 
-def _decode(path: Path) -> Pixels | str:
+def decode_image(path: Path) -> Pixels | str:
     """The pixels of a file, or why there are none."""
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        from common.data.dicom import decode
+
+        return decode(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
             return _to_pixels(image)

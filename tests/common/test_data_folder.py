@@ -132,7 +132,7 @@ class TestRefused:
 
     def test_other_image_formats(self, tmp_path: Path) -> None:
         put(tmp_path / "a" / "1.png")
-        (tmp_path / "a" / "2.dcm").write_bytes(b"")
+        (tmp_path / "a" / "2.webp").write_bytes(b"")
         assert "convert them" in refusal(tmp_path)
 
     def test_unreadable_images_are_counted_and_the_first_is_named(self, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""A folder of data files: one for each part of a split, or one for each site."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.data import conll, rows
+from common.data.fields import SPLIT_NAMES
+from common.errors import ConfigError
+
+_PART = re.compile(rf"({'|'.join(SPLIT_NAMES)})([-_.]?v?\d[\w.]*)?", re.IGNORECASE)
+_KINDS = {
+    suffix: kind
+    for kind, suffixes in (
+        ("CSV", rows.DELIMITED),
+        ("JSON", rows.JSON_LINES),
+        ("Parquet", rows.PARQUET),
+        ("CoNLL", (*conll.SUFFIXES, ".txt")),
+    )
+    for suffix in suffixes
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data file of a folder.
+
+    Attributes:
+        path: the file.
+        column: what its name says: ``split`` or ``site``.
+        value: which.
+    """
+
+    path: Path
+    column: str
+    value: str
+
+
+def has_data_files(folder: Path) -> bool:
+    """Whether some file directly in a folder is of a kind that holds many records."""
+    return any(path.suffix.lower() in _KINDS and path.suffix.lower() != ".txt" for path in _files(folder))
+
+
+def find_parts(folder: Path) -> list[Part]:
+    """The data files of a folder, sorted by name.
+
+    Files called ``train``, ``val`` (``dev``, ``devel``, ``validation``) and ``test`` are the parts of a split;
+    otherwise each file is a site, called as the file. Where files of several kinds lie there, the kind with a file
+    called ``train`` is meant.
+
+    Raises:
+        ConfigError: several kinds, none of which is meant; or parts of a split beside other files; or two of one name.
+    """
+    files = _one_kind(folder, [path for path in _files(folder) if path.suffix.lower() in _KINDS])
+    matches = {path: _PART.fullmatch(path.stem) for path in files}
+    splits = {path: SPLIT_NAMES[found[1].lower()] for path, found in matches.items() if found}
+    others = [path.name for path in files if path not in splits]
+    if splits and others:
+        raise ConfigError(
+            f"{folder} must hold either the parts of a split (train, val, test) or one file for each site, got "
+            f"{', '.join(others[:3])} beside {next(iter(splits)).name}; move the others away"
+        )
+    if len({path.stem for path in files}) != len(files):
+        raise ConfigError(f"{folder} must hold files of different names, got two of one name; rename one of them")
+    return [Part(path, "split", splits[path]) if splits else Part(path, "site", path.stem) for path in files]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:
+    files = [path for path in files if path.suffix.lower() != ".txt" or conll.is_conll(path)]
+    kinds = {_KINDS[path.suffix.lower()] for path in files}
+    meant = {_KINDS[path.suffix.lower()] for path in files if (found := _PART.fullmatch(path.stem)) and found}
+    chosen = kinds if len(kinds) == 1 else meant
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"{folder} must hold data files of one kind, got {', '.join(sorted(kinds))}; name one file as data.source, "
+            "or move the others away"
+        )
+    return [path for path in files if _KINDS[path.suffix.lower()] in chosen]
