@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ def is_conll(path: Path) -> bool:
         return True
     if path.suffix.lower() not in MAYBE:
         return False
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        lines = [line.split() for line, _ in zip(stream, range(_SNIFFED), strict=False) if line.strip()]
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            lines = [line.split() for line in islice(stream, _SNIFFED) if line.strip() and not _is_comment(line)]
+    except OSError:
+        return False
     return bool(lines) and all(len(parts) > 1 and _TAG.fullmatch(parts[-1]) for parts in lines)
 
 
@@ -48,7 +52,7 @@ def read_conll(path: Path) -> Rows:
         if not line.strip() or parts[0] == _DOCUMENT:
             document, fresh = document + (parts[:1] == [_DOCUMENT]), True
             continue
-        if fresh and line.startswith("#") and len(parts) != next(iter(widths), 2):
+        if fresh and _is_comment(line):
             continue
         widths.add(len(parts))
         if len(widths) > 1 or len(parts) < 2 or not parts[0].strip() or not parts[-1].strip():
@@ -65,3 +69,8 @@ def read_conll(path: Path) -> Rows:
     if not sentences:
         raise ConfigError(f"{path} must hold at least one sentence, got none; check that this is the right file")
     return rows_of_objects(sentences)
+
+
+def _is_comment(line: str) -> bool:
+    """Whether a line is a note, rather than the word # with its tag."""
+    return line.startswith("# ") and not _TAG.fullmatch(line.split()[-1])

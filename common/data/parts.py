@@ -52,9 +52,12 @@ def find_parts(folder: Path) -> list[Part]:
     called ``train`` is meant.
 
     Raises:
-        ConfigError: several kinds, none of which is meant; or parts of a split beside other files; or two of one name.
+        ConfigError: a link; several kinds, none of which is meant; parts of a split beside others; two of one name.
     """
     files = _one_kind(folder, [path for path in _files(folder) if path.suffix.lower() in _KINDS])
+    links = [path for path in files if path.is_symlink()]
+    if links:
+        raise ConfigError(f"a folder of data files must not hold links, got {links[0]}; put the files themselves there")
     matches = {path: _PART.fullmatch(path.stem) for path in files}
     splits = {path: SPLIT_NAMES[found[1].lower()] for path, found in matches.items() if found}
     others = [path.name for path in files if path not in splits]
@@ -69,13 +72,16 @@ def find_parts(folder: Path) -> list[Part]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be listed: {error.strerror}; make it readable for this user") from error
 
 
 def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:
     files = [path for path in files if path.suffix.lower() != ".txt" or conll.is_conll(path)]
     kinds = {_KINDS[path.suffix.lower()] for path in files}
-    meant = {_KINDS[path.suffix.lower()] for path in files if (found := _PART.fullmatch(path.stem)) and found}
+    meant = {_KINDS[path.suffix.lower()] for path in files if _PART.fullmatch(path.stem)}
     chosen = kinds if len(kinds) == 1 else meant
     if len(chosen) != 1:
         raise ConfigError(

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ class Rows:
     Attributes:
         columns: name -> N values, text in a CSV file; None (or "") where a row has none.
         places: where each row stands, for messages on this machine.
+        absent: of each column that one of several files lacks, where that file's first row stands.
     """
 
     columns: Mapping[str, list[Any]]
     places: Sequence[str]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -60,7 +62,8 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
         return parts[0]
     names = dict.fromkeys(name for part in parts for name in part.columns)
     columns = {name: [value for part in parts for value in _column(part, name)] for name in names}
-    return Rows(columns, [place for part in parts for place in part.places])
+    absent = {name: part.places[0] for part in reversed(parts) for name in names if name not in part.columns}
+    return Rows(columns, [place for part in parts for place in part.places], absent)
 
 
 def is_missing(value: Any) -> bool:

@@ -72,6 +72,8 @@ def _load(source: str, keys: Mapping[str, str], root: Path, unreadable: list[Unr
         return _read(_read_file(path), keys, path.parent, unreadable)
     if path.suffix.lower() in media.SUFFIXES:
         raise ConfigError(f"data.source must be {_FORMS}, got a single record {path}; name the folder it lies in")
+    if path.suffix.lower() not in (".npz", ".npy"):
+        raise ConfigError(f"data.source must be {_FORMS}, by its suffix, got {path}; rename or convert it")
     return load_npz(path, keys)
 
 

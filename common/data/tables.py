@@ -41,6 +41,12 @@ def table_rows(fields: Fields, names: tuple[str, ...], codes: Codes) -> npt.NDAr
     Raises:
         ConfigError: a column is missing or holds something else than numbers.
     """
+    lacking = [name for name in names if name in fields.rows.absent]
+    if lacking:
+        raise ConfigError(
+            f"all files of a table must have the same columns, but {fields.rows.absent[lacking[0]]} has no column "
+            f'{lacking[0]!r}; add it there, empty, or leave it out by columns = "…" in [data.keys]'
+        )
     columns = [_numbers(Fields(fields.rows, {"columns": name}), codes.get(name, ())) for name in names]
     return np.stack(columns, axis=1)
 
