@@ -13,11 +13,18 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.grafting import Layout
-from common.token_heads import SPAN_OUTPUTS, TokenLinear, TokenNetwork, sequence_shape
+from common.token_heads import (
+    SPAN_OUTPUTS,
+    TOKEN_TASKS,
+    Notes,
+    TokenLinear,
+    TokenNetwork,
+    sequence_shape,
+    zero_linear,
+)
+from common.upper import build_upper
 
 HEADS = ("linear", "mlp", "upper")
-TRAINABLE = ("all", "biases", "adapters")
-TOKEN_TASKS = ("tokens", "spans")
 
 
 def build_head(
@@ -58,9 +65,9 @@ def build_head(
     if kind not in HEADS:
         raise ConfigError(f"model.head must be one of {', '.join(HEADS)}, got {kind!r}; choose one of them")
     shape: Layout = ((layout,),) if isinstance(layout, int) else tuple(tuple(part) for part in layout)
-    if kind != "upper":
-        return _copy(_template(kind, shape, classes, hidden, seed, task))
-    raise ConfigError("upper heads come next")
+    if kind == "upper":
+        return build_upper(upper or {}, shape, classes, seed=seed, task=task, train=train)
+    return _copy(_template(kind, shape, classes, hidden, seed, task))
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -92,15 +99,9 @@ def _mlp(features: int, classes: int, hidden: int, seed: int) -> nn.Sequential:
     first, last = zero_linear(features, hidden), zero_linear(hidden, classes)
     for layer in (first, last):
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
-    return nn.Sequential(first, nn.ReLU(), last)
-
-
-def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer of zeros."""
-    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # draws nothing from the global generator
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+    layers = nn.Sequential(first, nn.ReLU(), last)
+    layers.notes = Notes()  # type: ignore[assignment]  # neither a tensor nor a module
+    return layers
 
 
 def head_arrays(head: nn.Module) -> dict[str, Tensor]:

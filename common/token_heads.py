@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,21 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 from common.grafting import Layout, unflatten
 
+TOKEN_TASKS = ("tokens", "spans")
 SPAN_OUTPUTS = 2  # where an answer starts and where it ends
 PADDING_LOGIT = -1e9
 """Logit of a padding position: its softmax is zero, and no gradient passes."""
+
+
+class Notes:
+    """What was found out about a head's structure, once for all its copies; nothing about weights or records."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Any, Any] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Notes:
+        """The same one."""
+        return self
 
 
 class TokenLinear(nn.Linear):
@@ -30,10 +43,8 @@ class TokenLinear(nn.Linear):
             ConfigError: ``layout`` is not that of a sequence with its mask.
         """
         _, width = sequence_shape(layout)
-        super().__init__(width, outputs, device="meta")  # draws nothing from the global generator
-        self.to_empty(device="cpu")
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        super().__init__(width, outputs, device="meta")
+        _fill_with_zeros(self)
         self.layout, self.mask_logits = layout, mask_logits
 
     def parts(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +74,7 @@ class TokenNetwork(nn.Module):
         super().__init__()
         sequence_shape(layout)
         self.layers = layers
-        self.layout, self.mask_logits = layout, mask_logits
+        self.layout, self.mask_logits, self.notes = layout, mask_logits, Notes()
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (N, D) to logits (N, T, K)."""
@@ -104,3 +115,17 @@ def is_sequence(layout: Sequence[Sequence[int]]) -> bool:
 
 def _shown(layout: Sequence[Sequence[int]]) -> str:
     return str(tuple(tuple(shape) for shape in layout))
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer of zeros."""
+    layer = nn.Linear(inputs, outputs, device="meta")
+    _fill_with_zeros(layer)
+    return layer
+
+
+def _fill_with_zeros(layer: nn.Linear) -> None:
+    """Give a layer on the device "meta" its memory; unlike torch's own start it draws nothing, from no generator."""
+    layer.to_empty(device="cpu")
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
