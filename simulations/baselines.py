@@ -1,8 +1,7 @@
 """Baselines: the worlds that a federation is compared with, on the same records, rounds and held-out test.
 
 Each private world is a federation of its own, run by the real apps in process, with ledgers of its own: it says what
-would have been, and charges nothing to the nodes of the run. The world without privacy never touches the node's code,
-which knows no training without noise.
+would have been, and charges nothing to the nodes of the run.
 """
 
 from __future__ import annotations
@@ -12,25 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.config import RunConfig
-from common.data.federation import assemble, source_targets
+from common.data.federation import assemble
 from common.errors import ConfigError, PrivacyError
-from common.features import as_tensor, cached_backbone
-from common.grafting import threads
-from common.heads import head_arrays, load_arrays
-from common.model import make_head
-from common.tasks import PerUnitLoss, Scores, task_named
+from common.features import cached_backbone
+from common.tasks import Scores
 from server.checkpoints import RunStore
 from server.coordinator import propose
 from server.run_folder import run_identity
 from simulations.engine import run_in_process
 from simulations.preflight import Preflight
+from simulations.without_privacy import train_without_privacy
 
 RAW_PIXELS = 32  # side of the largest image that is taken as it is
-NO_DP_LEARNING_RATE = 0.3
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,48 +114,8 @@ def _local(config: RunConfig, preflight: Preflight, folder: Path, progress: Prog
 
 
 def _no_dp(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    scores = preflight.proposal.evaluate(train_without_privacy(config, preflight))
+    scores = preflight.proposal.evaluate(train_without_privacy(preflight))
     return World(scores.accuracy, {"all": scores.class_recall})
-
-
-def train_without_privacy(config: RunConfig, preflight: Preflight) -> dict[str, Tensor]:
-    """FedAvg as the federation runs it, with neither clipping nor noise (McMahan et al. 2017, arXiv:1602.05629).
-
-    Every node takes part in every round with all of its records.
-    """
-    plan = preflight.proposal.plan
-    loss = task_named(plan.offer.model.task).loss
-    model = plan.offer.model
-    head = make_head(model)
-    all_targets = source_targets(preflight.federation, model.backbone)
-    shares = [
-        (as_tensor(preflight.features, share), all_targets[torch.from_numpy(share)])
-        for share in preflight.federation.shares.values()
-    ]
-    sizes = torch.tensor([len(targets) for _, targets in shares], dtype=torch.float32)
-    weights = sizes / sizes.sum() if plan.weighting == "declared" else torch.full_like(sizes, 1 / len(sizes))
-    arrays = preflight.proposal.start
-    with threads(1):
-        for _ in range(plan.rounds):
-            trained = [_descend(head, loss, arrays, share, plan.offer.terms.steps_per_round) for share in shares]
-            arrays = {
-                name: sum((w * t[name] for w, t in zip(weights, trained, strict=True)), torch.zeros(()))
-                for name in arrays
-            }
-    return arrays
-
-
-def _descend(
-    head: nn.Module, loss: PerUnitLoss, start: Mapping[str, Tensor], share: tuple[Tensor, Tensor], steps: int
-) -> dict[str, Tensor]:
-    load_arrays(head, start)
-    features, targets = share
-    trained = [value for value in head.parameters() if value.requires_grad]
-    for _ in range(steps):
-        mean = loss(head(features), targets).mean()
-        for value, gradient in zip(trained, torch.autograd.grad(mean, trained), strict=True):
-            value.data -= NO_DP_LEARNING_RATE * gradient
-    return head_arrays(head)
 
 
 def _one_federation(config: RunConfig, folder: Path) -> World:

@@ -1,0 +1,93 @@
+"""The world without privacy: the same federation with neither clipping nor noise.
+
+It never touches the node's code, which knows no training without noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from common.data.federation import source_targets
+from common.features import as_tensor
+from common.grafting import threads
+from common.heads import head_arrays, load_arrays
+from common.model import make_head
+from common.tasks import PerUnitLoss, task_named
+from simulations.preflight import Preflight
+
+LEARNING_RATES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+AT_ONCE = 512  # records whose gradients are computed together
+
+Share = tuple[Tensor, Tensor]
+Head = dict[str, Tensor]
+
+
+def train_without_privacy(preflight: Preflight) -> Head:
+    """FedAvg as the federation runs it, without privacy (McMahan et al. 2017, arXiv:1602.05629).
+
+    Every node takes part in every round with all of its records. The learning rate is the one whose head fits the
+    training records best after all rounds; no held-out record is looked at.
+    """
+    plan = preflight.proposal.plan
+    head, loss = make_head(plan.offer.model), task_named(plan.offer.model.task).loss
+    shares = _shares(preflight)
+    sizes = [len(targets) for _, targets in shares]
+    weights = [size / sum(sizes) if plan.weighting == "declared" else 1 / len(sizes) for size in sizes]
+    found: list[tuple[float, Head]] = []
+    with threads(1):
+        for rate in LEARNING_RATES:
+            arrays = preflight.proposal.start
+            for _ in range(plan.rounds):
+                arrays = _average(
+                    [_descend(head, loss, arrays, share, plan.offer.terms.steps_per_round, rate) for share in shares],
+                    weights,
+                )
+            found.append((_fit(head, loss, arrays, shares), arrays))
+    return min(found, key=lambda item: item[0])[1]
+
+
+def _shares(preflight: Preflight) -> list[Share]:
+    targets = source_targets(preflight.federation, preflight.proposal.plan.offer.model.backbone)
+    shares = preflight.federation.shares.values()
+    return [(as_tensor(preflight.features, share), targets[torch.from_numpy(share)]) for share in shares]
+
+
+def _average(heads: Sequence[Head], weights: Sequence[float]) -> Head:
+    return {
+        name: sum((w * head[name] for w, head in zip(weights, heads, strict=True)), torch.zeros(()))
+        for name in heads[0]
+    }
+
+
+def _descend(
+    head: nn.Module, loss: PerUnitLoss, start: Mapping[str, Tensor], share: Share, steps: int, rate: float
+) -> Head:
+    """Full-batch gradient steps on one node's records, from the global head."""
+    load_arrays(head, start)
+    trained = [value for value in head.parameters() if value.requires_grad]
+    for _ in range(steps):
+        gradients = [torch.zeros_like(value) for value in trained]
+        for features, targets in _parts(share):
+            total = loss(head(features), targets).sum() / len(share[1])
+            for gradient, part in zip(gradients, torch.autograd.grad(total, trained, allow_unused=True), strict=True):
+                gradient += 0.0 if part is None else part
+        for value, gradient in zip(trained, gradients, strict=True):
+            value.data -= rate * gradient
+    return head_arrays(head)
+
+
+@torch.no_grad()
+def _fit(head: nn.Module, loss: PerUnitLoss, arrays: Mapping[str, Tensor], shares: Sequence[Share]) -> float:
+    """Mean loss on the training records; infinite where it is not finite."""
+    load_arrays(head, arrays)
+    parts = [part for share in shares for part in _parts(share)]
+    total = sum(float(loss(head(features), targets).double().sum()) for features, targets in parts)
+    return total if math.isfinite(total) else math.inf
+
+
+def _parts(share: Share) -> list[Share]:
+    return list(zip(torch.split(share[0], AT_ONCE), torch.split(share[1], AT_ONCE), strict=True))
