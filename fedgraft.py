@@ -56,8 +56,8 @@ COMMANDS = {
         "fedgraft predict runs/first/model digit.png",
     ),
     "backbones": LazyCommand(
-        "common.cli:backbones",
-        "Look at the pre-trained backbones.",
+        "common.backbones_cli:backbones",
+        "Look at the pre-trained backbones, or pack one.",
         "fedgraft backbones list",
     ),
     "data": LazyCommand(

@@ -1,4 +1,4 @@
-"""Commands on backbones, data and trained models; what is heavy is imported inside each."""
+"""Commands on data and trained models; what is heavy is imported inside each."""
 
 from __future__ import annotations
 
@@ -12,46 +12,7 @@ import typer
 from common.config_schema import KEY_ROLES
 from common.errors import ConfigError
 
-backbones = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 data = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
-
-
-@backbones.callback()
-def look_at_backbones() -> None:
-    """Look at the pre-trained backbones."""
-
-
-@backbones.command("list", epilog="Example: fedgraft backbones list")
-def list_backbones() -> None:
-    """Name the backbones that come with fedgraft and need no network.
-
-    For comparison, pixels/8 (raw pixels of that size) and embedded/glyph@random-0 (untrained) work as well.
-    """
-    from common.backbones.registry import backbone_names
-
-    for name in backbone_names():
-        typer.echo(name)
-
-
-@backbones.command("show", epilog="Example: fedgraft backbones show embedded/glyph")
-def show_backbone(
-    reference: Annotated[str, typer.Argument(help="Its name, as in model.backbone.", show_default=False)],
-) -> None:
-    """Check a backbone's weights; say where it comes from and at which stages it can be cut."""
-    from common.backbones.registry import load_backbone
-
-    backbone = load_backbone(reference)
-    parameters = sum(item.numel() for stage in backbone.stages.values() for item in stage.parameters())
-    rows = {
-        "name": backbone.name,
-        "stages": ", ".join(backbone.stages),
-        "parameters": f"{parameters:,}",
-        "trained on": backbone.trained_on,
-        "licence": backbone.licence,
-        "digest": backbone.digest,
-    }
-    for name, value in rows.items():
-        typer.echo(f"{name:<12}{value}")
 
 
 @data.callback()
@@ -72,7 +33,7 @@ def check_data(
     """Read every record as a run would; count records, classes and sites."""
     from common.data import load_source
 
-    records = load_source(source, _roles(keys or []), Path.cwd())
+    records = load_source(source, read_roles(keys or []), Path.cwd())
     counts = np.bincount(records.labels, minlength=len(records.classes))
     typer.echo(f"records     {len(records)}")
     typer.echo(
@@ -83,7 +44,7 @@ def check_data(
             typer.echo(f"{name:<12}{len(np.unique(column))}")
 
 
-def _roles(keys: list[str]) -> dict[str, str]:
+def read_roles(keys: list[str]) -> dict[str, str]:
     """Read ``ROLE=NAME`` options."""
     roles = {}
     for text in keys:

@@ -1,7 +1,8 @@
-"""Backbones that transfer nothing: what a pre-trained one is compared with."""
+"""From a reference to its backbone, whatever its family; and the backbones that transfer nothing, for comparison."""
 
 from __future__ import annotations
 
+import importlib
 import re
 
 from torch import nn
@@ -11,18 +12,37 @@ from common.backbones.preprocessing import ImagePreprocessing
 from common.backbones.registry import load_backbone, untrained_twin
 from common.errors import ConfigError
 
+FAMILIES = {
+    "torchvision": "common.backbones.torchvision_family",
+    "hf": "common.backbones.hf_family",
+    "vectors": "common.backbones.vectors",
+    "tabular": "common.backbones.tabular",
+    "module": "common.backbones.module_family",
+    "package": "common.backbones.package",
+}
+"""Modules with a function ``load(reference)``, by what a reference begins with; imported when they are used."""
+
 _TWIN = re.compile(r"(?P<original>.+)@random-(?P<seed>\d+)")
 _PIXELS = re.compile(r"pixels/(?P<size>\d+)")
 MAX_PIXELS = 256
 
 
 def load_reference(reference: str) -> Backbone:
-    """Load a backbone, or one of the controls: ``"<backbone>@random-<seed>"`` and ``"pixels/<size>"``.
+    """Load a backbone of any family, or one of the controls: ``"<backbone>@random-<seed>"`` and ``"pixels/<size>"``.
 
     Raises:
-        ConfigError: as ``load_backbone`` raises it.
+        ConfigError: the name is unknown, or as the family's ``load`` raises it.
     """
-    if twin := _TWIN.fullmatch(reference):
+    family = reference.partition("/")[0]
+    twin = _TWIN.fullmatch(reference)
+    if family == "package" and twin:
+        from common.backbones.package import untrained
+
+        return untrained(twin["original"], int(twin["seed"]))
+    if family in FAMILIES and "/" in reference:
+        loaded: Backbone = importlib.import_module(FAMILIES[family]).load(reference)
+        return loaded
+    if twin:
         return _untrained(twin["original"], int(twin["seed"]))
     if pixels := _PIXELS.fullmatch(reference):
         return raw_pixels(int(pixels["size"]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ LUMA = (0.299, 0.587, 0.114)
 
 _CHUNK = 1024
 
+Constants: TypeAlias = float | tuple[float, ...]
+Interpolation = Literal["bilinear", "bicubic"]
+
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
@@ -27,16 +30,54 @@ class ImagePreprocessing:
     dark a scan's background is tells much about its kind.
 
     Attributes:
-        size: side of the square, pixels; the aspect ratio is not kept.
+        size: side of the square, pixels.
         channels: 1 (grey) or 3.
-        mean: subtracted from pixels in [0, 1].
-        std: what they are divided by then.
+        mean: subtracted from pixels in [0, 1]; one number, or one for each channel.
+        std: what they are divided by then; alike.
+        shorter_side: where given, the image is resized so that its shorter side has this many pixels, and the square is
+            cut out of its middle; otherwise the whole image becomes the square and its aspect ratio is not kept.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, always with antialiasing.
+
+    Raises:
+        ConfigError: a setting that cannot be met.
     """
 
     size: int
     channels: int
-    mean: float = 0.5
-    std: float = 0.25
+    mean: Constants = 0.5
+    std: Constants = 0.25
+    shorter_side: int | None = None
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in get_args(Interpolation) or (self.shorter_side or self.size) < self.size:
+            raise ConfigError(
+                f"expected bilinear or bicubic interpolation and a shorter side of at least the size, got "
+                f"{self.interpolation!r} and {self.shorter_side} for {self.size} pixels; correct the preprocessing"
+            )
+        _ = self._mean, self._std
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> ImagePreprocessing:
+        """Undo ``describe``.
+
+        Raises:
+            ConfigError: it describes something else.
+        """
+        try:
+            made = cls(
+                size=described["size"],
+                channels=described["channels"],
+                mean=_constants(described["mean"]),
+                std=_constants(described["std"]),
+                shorter_side=described.get("shorter_side"),
+                interpolation=described["resize"].removesuffix("-antialias"),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"expected the preprocessing of images, got one without {error}; pack it anew") from error
+        if made.describe() != dict(described):
+            raise ConfigError("expected a preprocessing that this version knows, got another; pack the backbone anew")
+        return made
 
     @property
     def accepts(self) -> frozenset[str]:
@@ -70,23 +111,72 @@ class ImagePreprocessing:
 
     def describe(self) -> dict[str, Any]:
         """Name everything that decides the result; part of a backbone's digest."""
+        crop = {} if self.shorter_side is None else {"shorter_side": self.shorter_side}
         return {
-            **asdict(self),
-            "resize": "bilinear-antialias",
+            "size": self.size,
+            "channels": self.channels,
+            "mean": _plain(self.mean),
+            "std": _plain(self.std),
+            **crop,
+            "resize": f"{self.interpolation}-antialias",
             "luma": list(LUMA),
             "opacity": "white",
         }
 
     def _prepare(self, images: np.ndarray) -> Tensor:
         pixels = _as_channels(images, self.channels)  # (N, C, H, W) in [0, 1]
-        resized = functional.interpolate(
-            pixels, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False
-        )
-        return self.scale(resized)
+        height, width = pixels.shape[2:]
+        to = (self.size, self.size)
+        if self.shorter_side is not None:
+            to = _scaled(height, width, self.shorter_side)
+        resized = functional.interpolate(pixels, size=to, mode=self.interpolation, antialias=True, align_corners=False)
+        square = _middle(resized, self.size)
+        if self.interpolation == "bicubic":
+            square = square.clamp(0, 1)  # it overshoots at edges; 8-bit pixels, which weights are trained on, cannot
+        return self.scale(square)
 
     def scale(self, pixels: Tensor) -> Tensor:
         """Centre and scale pixels in [0, 1] by the constants."""
-        return (pixels - self.mean) / self.std
+        return (pixels - self._mean) / self._std
+
+    @property
+    def _mean(self) -> Tensor | float:
+        return self._by_channel(self.mean)
+
+    @property
+    def _std(self) -> Tensor | float:
+        return self._by_channel(self.std)
+
+    def _by_channel(self, constants: Constants) -> Tensor | float:
+        if isinstance(constants, float | int):
+            return constants
+        if len(constants) != self.channels:
+            raise ConfigError(
+                f"expected one constant or {self.channels} for the preprocessing, got {len(constants)}; correct them"
+            )
+        return torch.tensor(constants).reshape(-1, 1, 1)
+
+
+def _scaled(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Height and width of an image whose shorter side gets that length, as torchvision rounds them."""
+    if height <= width:
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter
+
+
+def _middle(pixels: Tensor, size: int) -> Tensor:
+    """The square in the middle of (N, C, H, W), no smaller than it."""
+    top = round((pixels.shape[2] - size) / 2.0)
+    left = round((pixels.shape[3] - size) / 2.0)
+    return pixels[:, :, top : top + size, left : left + size]
+
+
+def _plain(constants: Constants) -> float | list[float]:
+    return constants if isinstance(constants, float | int) else list(constants)
+
+
+def _constants(described: float | list[float]) -> Constants:
+    return described if isinstance(described, float | int) else tuple(described)
 
 
 def _as_channels(images: np.ndarray, channels: int) -> Tensor:

@@ -174,7 +174,9 @@ def _spec(reference: str) -> EmbeddedSpec:
         return EMBEDDED[reference]
     near = difflib.get_close_matches(reference, backbone_names(), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
-    raise ConfigError(f"model.backbone must be one of {', '.join(backbone_names())}, got {reference!r}; {hint}")
+    families = "torchvision/…, hf/…, vectors/…, module/…, package/…, tabular/…, pixels/…"
+    names = ", ".join(backbone_names())
+    raise ConfigError(f"model.backbone must be one of {names}, or begin as {families}, got {reference!r}; {hint}")
 
 
 def _read(reference: str, path: Path) -> dict[str, Tensor]:
