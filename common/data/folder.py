@@ -10,7 +10,7 @@ import numpy as np
 from common.data.decoding import Unreadable
 from common.data.labels import index_labels
 from common.data.local import Column, LocalData
-from common.data.media import SUFFIXES, read_media
+from common.data.media import is_media, read_media
 from common.errors import ConfigError
 
 SPLIT_FOLDERS = {"train": "train", "val": "train", "test": "test"}
@@ -58,7 +58,7 @@ def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
         if not here and not folders:
             empty.append(Path(path))
     _refuse_other_images(files)
-    images = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    images = sorted(file for file in files if is_media(file))
     _refuse_depths(folder, images)
     return images, empty
 

@@ -36,15 +36,22 @@ def read_media(paths: Sequence[Path], unreadable: list[Unreadable] | None) -> tu
     return tuple(clips), modality, kept
 
 
+def is_media(path: Path) -> bool:
+    """Whether a file is an image or a sound, by its name (a DICOM file without suffix: by its first bytes)."""
+    return path.suffix.lower() in SUFFIXES or pictures.is_dicom(path)
+
+
 def _modality(paths: Sequence[Path]) -> Modality:
     suffixes = {path.suffix.lower() for path in paths}
-    others = sorted(suffixes - set(SUFFIXES))
+    others = sorted(
+        {path.suffix.lower() for path in paths if path.suffix.lower() not in SUFFIXES and not is_media(path)}
+    )
     if others:
         raise ConfigError(
             f"files must be PNG, JPEG, BMP, TIFF or DICOM images or WAV sounds by their suffix, got {others[0]!r}; "
             "convert them"
         )
-    if suffixes & set(sounds.SUFFIXES) and suffixes & set(pictures.SUFFIXES):
+    if suffixes & set(sounds.SUFFIXES) and suffixes - set(sounds.SUFFIXES):
         raise ConfigError("files must be either images or sounds, got both; keep them in two data sets")
     return "audio" if suffixes & set(sounds.SUFFIXES) else "image"
 

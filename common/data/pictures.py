@@ -13,7 +13,8 @@ from common.data.local import Images, Pixels
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 DICOM_SUFFIXES = (".dcm", ".dicom")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *DICOM_SUFFIXES)
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SUFFIXES = (*PLAIN_SUFFIXES, *DICOM_SUFFIXES)
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _DEEPER = ("I", "F")
@@ -40,6 +41,19 @@ def read_images(paths: Sequence[Path]) -> Images:
     return stack_images(decode_files(paths, decode_image, "images")[0])
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is meant as DICOM: by its suffix, or its first bytes where it has none, as archives write them."""
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def stack_images(images: Sequence[Pixels]) -> Images:
     """One array where all images have the same shape, else a tuple of them."""
     return np.stack(images) if len({image.shape for image in images}) == 1 else tuple(images)
@@ -47,7 +61,7 @@ def stack_images(images: Sequence[Pixels]) -> Images:
 
 def decode_image(path: Path) -> Pixels | str:
     """The pixels of a file, or why there are none."""
-    if path.suffix.lower() in DICOM_SUFFIXES:
+    if is_dicom(path):
         from common.data.dicom import decode
 
         return decode(path)

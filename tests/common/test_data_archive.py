@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -140,6 +142,59 @@ def test_numbers_sort_as_numbers_even_as_text(tmp_path: Path) -> None:
     assert load(tmp_path, images=IMAGES, labels=labels).classes == ("1", "9", "10")
     assert load(tmp_path, images=IMAGES, labels=labels.astype(str)).classes == ("1", "9", "10")
     assert load(tmp_path, images=IMAGES, labels=labels.astype(np.bytes_)).classes == ("1", "9", "10")
+
+
+class TestSeveralLabels:
+    MANY = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 0]])
+
+    def test_zeros_and_ones_for_each_class(self, tmp_path: Path) -> None:
+        data = load(tmp_path, images=IMAGES, labels=self.MANY)
+        assert (data.task, data.classes) == ("multilabel", ("0", "1", "2"))
+        assert np.array_equal(data.labels, self.MANY)
+
+    def test_chestmnists_form_with_declared_classes(self, tmp_path: Path) -> None:
+        parts: dict[str, Any] = {"train_images": IMAGES[:4], "train_labels": self.MANY[:4].astype(np.uint8)}
+        parts |= {"test_images": IMAGES[4:], "test_labels": self.MANY[4:].astype(np.uint8)}
+        data = load(tmp_path, **parts, classes=np.array(["mass", "edema", "hernia"]))
+        assert (data.task, data.classes) == ("multilabel", ("mass", "edema", "hernia"))
+        assert np.array_equal(data.labels, self.MANY)
+
+    def test_refused(self, tmp_path: Path) -> None:
+        assert "(N, K) of 0 and 1" in refusal(tmp_path, images=IMAGES, labels=self.MANY * 2)
+        assert "name the 3 columns of labels, got 2" in refusal(
+            tmp_path, images=IMAGES, labels=self.MANY, classes=np.array(["a", "b"])
+        )
+
+
+class TestSitesOfTheirOwn:
+    KEYS: Mapping[str, str] = MappingProxyType({"images": "*_x", "labels": "*_y"})
+
+    def load(self, folder: Path, keys: Mapping[str, str] = KEYS, **arrays: Any) -> LocalData:
+        sites = {"north_x": IMAGES, "north_y": LABELS, "south_x": IMAGES[:2, :3, :2, None], "south_y": LABELS[:2, None]}
+        return load(folder, dict(keys), **(sites | arrays))
+
+    def test_a_star_stands_for_the_site(self, tmp_path: Path) -> None:
+        data = self.load(tmp_path)
+        assert data.site is not None
+        assert data.site.tolist() == ["north"] * 6 + ["south"] * 2
+        assert {image.shape for image in data.inputs} == {(4, 4), (3, 2)}
+        assert data.labels.tolist() == [*LABELS, 0, 1]
+
+    def test_patients_have_a_star_too(self, tmp_path: Path) -> None:
+        who: dict[str, Any] = {"north_who": np.arange(6), "south_who": np.arange(6, 8)}
+        data = self.load(tmp_path, {**self.KEYS, "patient": "*_who"}, **who)
+        assert data.patient is not None
+        assert data.patient.tolist() == [str(number) for number in range(8)]
+        with pytest.raises(ConfigError, match="got patient without"):
+            self.load(tmp_path, patient=np.arange(8))
+
+    def test_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="got labels without"):
+            self.load(tmp_path, {"images": "*_x", "labels": "north_y"})
+        with pytest.raises(ConfigError, match=r"expected an array '\*_pixels' as images"):
+            self.load(tmp_path, {"images": "*_pixels", "labels": "*_y"})
+        with pytest.raises(ConfigError, match="expected an array 'west_y' as labels"):
+            self.load(tmp_path, west_x=IMAGES)
 
 
 class TestRefused:
