@@ -42,13 +42,11 @@ def read_words(fields: Fields) -> LocalData:
     Raises:
         ConfigError: a column is missing, or its entries are not lists of words of the same length.
     """
-    tokens, tags = fields.read("tokens"), fields.read("tags")
-    fields.refuse("tokens", [not _are_words(words) for words in tokens], "a list of words, none of them empty")
+    tokens, tags = words_of(fields), fields.read("tags")
     wrong = [not _are_tags(several, len(words)) for words, several in zip(tokens, tags, strict=True)]
     fields.refuse("tags", wrong, "a list with one tag for each word")
     labels, classes = _index_tags(tags, declared_classes(fields))
-    words = tuple(tuple(words) for words in tokens)
-    return LocalData(words, labels, classes, modality="words", task="tokens", **read_origins(fields))
+    return LocalData(tokens, labels, classes, modality="words", task="tokens", **read_origins(fields))
 
 
 def read_spans(fields: Fields) -> LocalData:
@@ -69,6 +67,17 @@ def read_spans(fields: Fields) -> LocalData:
     )
     labels = np.array(spans, dtype=np.int64).reshape(-1, 2)
     return LocalData(pairs, labels, SPAN_CLASSES, modality="pair", task="spans", **read_origins(fields, group="title"))
+
+
+def words_of(fields: Fields) -> tuple[tuple[str, ...], ...]:
+    """The lists of words in the column ``tokens``.
+
+    Raises:
+        ConfigError: there is no such column, or an entry is no list of words.
+    """
+    tokens = fields.read("tokens")
+    fields.refuse("tokens", [not _are_words(words) for words in tokens], "a list of words, none of them empty")
+    return tuple(tuple(words) for words in tokens)
 
 
 def _pairs(fields: Fields) -> tuple[Pair, ...]:
