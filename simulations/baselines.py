@@ -89,25 +89,25 @@ def _untrained(config: RunConfig) -> str:
 
 
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    return _one_federation(_with(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}), folder)
+    return _one_federation(changed(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}), folder)
 
 
 def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    return _one_federation(_with(config, model={"backbone": _untrained(config), "weights": None}), folder)
+    return _one_federation(changed(config, model={"backbone": _untrained(config), "weights": None}), folder)
 
 
 def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     side = max(max(image.shape[:2]) for image in preflight.federation.data.inputs[:64])
     pixels = {"backbone": f"pixels/{min(side, RAW_PIXELS)}", "weights": None, "cut": None, "head": "linear"}
-    return _one_federation(_with(config, model=pixels), folder)
+    return _one_federation(changed(config, model=pixels), folder)
 
 
 def _local(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    alone = _with(config, federation={"cohort": None})
+    alone = changed(config, federation={"cohort": None})
     names = preflight.federation.names
     scores = {}
     for partition, name in enumerate(names):
-        scores[name] = _scores(alone, folder / name, [partition])
+        scores[name] = final_scores(alone, folder / name, [partition])
         progress("local_mean", partition + 1, len(names))
     accuracy = float(np.mean([score.accuracy for score in scores.values()]))
     return World(accuracy, {name: score.class_recall for name, score in scores.items()})
@@ -120,11 +120,12 @@ def _no_dp(config: RunConfig, preflight: Preflight, folder: Path, progress: Prog
 
 def _one_federation(config: RunConfig, folder: Path) -> World:
     partitions = range(len(assemble(config).shares))
-    scores = _scores(config, folder, list(partitions))
+    scores = final_scores(config, folder, list(partitions))
     return World(scores.accuracy, {"all": scores.class_recall})
 
 
-def _scores(config: RunConfig, folder: Path, partitions: list[int]) -> Scores:
+def final_scores(config: RunConfig, folder: Path, partitions: list[int]) -> Scores:
+    """Run a federation of these nodes in a new folder, and score its last head on the held-out records."""
     folder.mkdir(parents=True)
     run_in_process(config, folder, partitions)
     final = RunStore(folder, run_identity(folder)).latest()
@@ -132,7 +133,8 @@ def _scores(config: RunConfig, folder: Path, partitions: list[int]) -> Scores:
     return propose(config, run_identity(folder)).evaluate(final.head)
 
 
-def _with(config: RunConfig, **sections: Mapping[str, object]) -> RunConfig:
+def changed(config: RunConfig, **sections: Mapping[str, object]) -> RunConfig:
+    """The configuration with other values in some sections, without baselines, evaluated at the end only."""
     quiet = {"evaluation": {"baselines": "none", "node_metrics": "none", "every": config.federation.rounds}}
     changes = {**quiet, **{name: dict(values) for name, values in sections.items()}}
     tree = config.model_dump()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.data.federation import source_targets
@@ -26,15 +28,19 @@ Share = tuple[Tensor, Tensor]
 Head = dict[str, Tensor]
 
 
-def train_without_privacy(preflight: Preflight) -> Head:
+def train_without_privacy(preflight: Preflight, places: Sequence[NDArray[np.int64]] | None = None) -> Head:
     """FedAvg as the federation runs it, without privacy (McMahan et al. 2017, arXiv:1602.05629).
 
     Every node takes part in every round with all of its records. The learning rate is the one whose head fits the
     training records best after all rounds; no held-out record is looked at.
+
+    Args:
+        preflight: of the run.
+        places: the records at each place; None is the federation's own nodes.
     """
     plan = preflight.proposal.plan
     head, loss = make_head(plan.offer.model), task_named(plan.offer.model.task).loss
-    shares = _shares(preflight)
+    shares = _shares(preflight, list(preflight.federation.shares.values()) if places is None else places)
     sizes = [len(targets) for _, targets in shares]
     weights = [size / sum(sizes) if plan.weighting == "declared" else 1 / len(sizes) for size in sizes]
     found: list[tuple[float, Head]] = []
@@ -50,10 +56,9 @@ def train_without_privacy(preflight: Preflight) -> Head:
     return min(found, key=lambda item: item[0])[1]
 
 
-def _shares(preflight: Preflight) -> list[Share]:
+def _shares(preflight: Preflight, places: Sequence[NDArray[np.int64]]) -> list[Share]:
     targets = source_targets(preflight.federation, preflight.proposal.plan.offer.model.backbone)
-    shares = preflight.federation.shares.values()
-    return [(as_tensor(preflight.features, share), targets[torch.from_numpy(share)]) for share in shares]
+    return [(as_tensor(preflight.features, rows), targets[torch.from_numpy(rows)]) for rows in places]
 
 
 def _average(heads: Sequence[Head], weights: Sequence[float]) -> Head:

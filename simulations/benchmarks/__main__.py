@@ -1,4 +1,4 @@
-"""``python -m simulations.benchmarks [NAME…]``: accuracy, rounds, defaults; all of them without a name."""
+"""``python -m simulations.benchmarks [NAME…]``: accuracy, rounds, defaults, tasks; all of them without a name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 from common.errors import ConfigError
 
-BENCHMARKS = ("accuracy", "rounds", "defaults")
+BENCHMARKS = ("accuracy", "rounds", "defaults", "tasks")
 
 
 def main(names: list[str]) -> None:
