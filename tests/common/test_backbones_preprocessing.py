@@ -1,5 +1,7 @@
 """Images of every accepted shape become one kind of input; others are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,76 @@ def test_other_images_are_refused_with_what_to_do(images: np.ndarray) -> None:
 def test_each_setting_changes_the_description() -> None:
     others = [ImagePreprocessing(16, 1), ImagePreprocessing(32, 3), ImagePreprocessing(32, 1, mean=0.4)]
     assert all(other.describe() != GREY.describe() for other in others)
+
+
+COLOUR = ImagePreprocessing(
+    size=24, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), shorter_side=32, interpolation="bicubic"
+)
+
+
+def test_constants_by_channel_are_taken_and_divided_by_channel() -> None:
+    white = COLOUR(flat(255, 1, 40, 30, 3))
+    for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
+        assert torch.allclose(white[0, channel], torch.tensor((1 - mean) / std), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(40, 100), (100, 40)])
+def test_a_square_is_cut_out_of_the_middle(shape: tuple[int, int]) -> None:
+    image = flat(0, 1, *shape)
+    middle = slice(30, 70)
+    if shape[1] == 100:
+        image[:, :, middle] = 255
+    else:
+        image[:, middle] = 255
+    cropped = ImagePreprocessing(size=24, channels=1, shorter_side=32)(image)
+    assert cropped.shape == (1, 1, 24, 24)
+    assert torch.allclose(cropped, torch.tensor(2.0), atol=1e-4)  # the black ends are gone
+
+
+def test_bicubic_never_overshoots() -> None:
+    edge = flat(0, 1, 8, 8)
+    edge[:, :, 4:] = 255
+    prepared = ImagePreprocessing(size=32, channels=1, interpolation="bicubic")(edge)
+    assert prepared.abs().max() <= 2
+
+
+@pytest.mark.parametrize("preprocessing", [GREY, COLOUR, ImagePreprocessing(8, 3, mean=(0.1, 0.2, 0.3))])
+def test_a_description_is_enough_to_make_it_again(preprocessing: ImagePreprocessing) -> None:
+    assert ImagePreprocessing.from_description(preprocessing.describe()) == preprocessing
+
+
+@pytest.mark.parametrize("missing", ["size", "mean", "resize"])
+def test_a_description_that_lacks_something_is_refused(missing: str) -> None:
+    described = COLOUR.describe()
+    del described[missing]
+    with pytest.raises(ConfigError, match=f"one without '{missing}'"):
+        ImagePreprocessing.from_description(described)
+
+
+def test_a_description_from_another_version_is_refused() -> None:
+    with pytest.raises(ConfigError, match="this version knows"):
+        ImagePreprocessing.from_description({**COLOUR.describe(), "opacity": "black"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"interpolation": "nearest"}, "expected bilinear or bicubic"),
+        ({"shorter_side": 7}, "a shorter side of at least the size"),
+        ({"mean": (0.1, 0.2)}, "expected one constant or 3"),
+        ({"std": (0.1, 0.2, 0.3, 0.4)}, "expected one constant or 3"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(settings: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        ImagePreprocessing(size=8, channels=3, **settings)
+
+
+def test_every_setting_for_colour_changes_the_description() -> None:
+    others = [
+        replace(COLOUR, shorter_side=33),
+        replace(COLOUR, shorter_side=None),
+        replace(COLOUR, interpolation="bilinear"),
+        replace(COLOUR, std=0.2),
+    ]
+    assert len({str(other.describe()) for other in (COLOUR, *others)}) == 5
