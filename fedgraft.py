@@ -61,7 +61,7 @@ COMMANDS = {
         "fedgraft backbones list",
     ),
     "data": LazyCommand(
-        "common.cli:data",
+        "common.data_cli:data",
         "Look at a data set before a run.",
         "fedgraft data check digits",
     ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.cli import read_roles
+from common.data_cli import read_roles
 from common.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Commands on data and trained models; what is heavy is imported inside each."""
+"""Commands on trained models; what is heavy is imported inside each."""
 
 from __future__ import annotations
 
@@ -6,53 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-
-from common.config_schema import KEY_ROLES
-from common.errors import ConfigError
-
-data = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
-
-
-@data.callback()
-def look_at_data() -> None:
-    """Look at a data set before a run."""
-
-
-@data.command("check", epilog="Example: fedgraft data check digits")
-def check_data(
-    source: Annotated[str, typer.Argument(help='"digits", an .npz file, or a folder of images.', show_default=False)],
-    keys: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--key", help="An .npz file's own name of an array: ROLE=NAME, as in images=x.", metavar="ROLE=NAME"
-        ),
-    ] = None,
-) -> None:
-    """Read every record as a run would; count records, classes and sites."""
-    from common.data import load_source
-
-    records = load_source(source, read_roles(keys or []), Path.cwd())
-    counts = np.bincount(records.labels, minlength=len(records.classes))
-    typer.echo(f"records     {len(records)}")
-    typer.echo(
-        f"classes     {', '.join(f'{name} ({count})' for name, count in zip(records.classes, counts, strict=True))}"
-    )
-    for name, column in (("sites", records.site), ("patients", records.patient), ("splits", records.split)):
-        if column is not None:
-            typer.echo(f"{name:<12}{len(np.unique(column))}")
-
-
-def read_roles(keys: list[str]) -> dict[str, str]:
-    """Read ``ROLE=NAME`` options."""
-    roles = {}
-    for text in keys:
-        role, _, name = text.partition("=")
-        if role not in KEY_ROLES or not name:
-            raise ConfigError(f"expected --key ROLE=NAME with a role out of {', '.join(KEY_ROLES)}, came {text}")
-        roles[role] = name
-    return roles
 
 
 def predict(
@@ -61,12 +15,12 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Say of new records what a trained model makes of them: their class, labels, tags or answer."""
-    from common.data import read_images
+    from common.data.inputs import read_inputs
     from common.model_folder import load_model
     from common.prediction import predict_records
 
     loaded = load_model(model)
-    inputs, names = read_images(files), [str(file) for file in files]
+    inputs, names = read_inputs(files, loaded.facts.modality)
     found = [{"file": name, **row} for name, row in zip(names, predict_records(loaded, inputs), strict=True)]
     if as_json:
         typer.echo(json.dumps(found))
