@@ -37,9 +37,9 @@ FORMAT = 1
 
 _FAMILIES = {
     "torchvision": "common.backbones.torchvision_family",
-    "hf": "common.backbones.hf_family",
+    "hf": "common.backbones.hf_package",
     "module": "common.backbones.module_family",
-    "vectors": "common.backbones.vectors",
+    "vectors": "common.backbones.vectors_package",
 }
 
 
@@ -172,20 +172,12 @@ def _folder(reference: str) -> Path:
 
 def _family(name: Any) -> Any:
     """The module of a family that can be packed."""
-    target = _FAMILIES.get(name)
-    module = None
-    if target is not None:
-        try:
-            module = importlib.import_module(target)
-        except ModuleNotFoundError as error:
-            if error.name != target:
-                raise
-    if module is None or not hasattr(module, "rebuild"):
+    if name not in _FAMILIES:
         raise ConfigError(
             f"backbones of the family {name!r} cannot be packed; name one of {', '.join(_FAMILIES)}, "
             "others are at hand wherever fedgraft or their own files are"
         )
-    return module
+    return importlib.import_module(_FAMILIES[name])
 
 
 def _rebuilt(facts: PackageFacts, content: Mapping[str, bytes], seed: int) -> tuple[dict[str, nn.Module], Any]:

@@ -20,6 +20,7 @@ from common.backbones.controls import load_reference
 from common.backbones.package import FACTS, WEIGHTS, PackageFacts, load, save, verify
 from common.errors import ConfigError
 from common.grafting import Trunk
+from tests.models import minilm_folder
 
 NETWORK = "torchvision/shufflenet_v2_x0_5:32@random-3"
 
@@ -172,6 +173,38 @@ def test_a_package_has_an_untrained_twin(packed: Path):
     assert all(
         torch.equal(value, stage_tensors(again.stages)[name]) for name, value in stage_tensors(twin.stages).items()
     )
+
+
+def text_features(backbone: Backbone) -> torch.Tensor:
+    values: torch.Tensor = Trunk(backbone)(backbone.preprocessing(("the heart and the lungs", "a", "")))
+    return values
+
+
+@pytest.mark.parametrize("end", ["", ":16"])
+def test_word_vectors_travel_with_their_vocabulary(tmp_path: Path, end: str):
+    words = ("the", "heart", "and", "lungs", "a")
+    rows = [
+        " ".join([word, *(f"{number:.3f}" for number in np.random.default_rng(at).random(4))])
+        for at, word in enumerate(words)
+    ]
+    (tmp_path / "vectors.txt").write_text("\n".join(rows))
+    original = load_reference(f"vectors/{tmp_path / 'vectors.txt'}{end}")
+    save(original, tmp_path / "out")
+    (tmp_path / "vectors.txt").unlink()
+    backbone = load(f"package/{tmp_path / 'out'}")
+    assert torch.equal(text_features(backbone), text_features(original))
+    assert not torch.equal(
+        text_features(load_reference(f"package/{tmp_path / 'out'}@random-0")), text_features(original)
+    )
+
+
+def test_a_sentence_encoder_travels_with_its_tokenizer(tmp_path: Path):
+    original = load_reference(f"hf/{minilm_folder()}:16")
+    facts = save(original, tmp_path / "out")
+    backbone = load(f"package/{tmp_path / 'out'}")
+    assert torch.equal(text_features(backbone), text_features(original))
+    assert "tokenizer.json" in facts.files
+    assert verify(tmp_path / "out") == facts
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
