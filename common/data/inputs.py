@@ -31,7 +31,7 @@ def read_inputs(
             line, words parted by spaces where the model reads words; CSV, JSON and Parquet files have a row each, with
             the columns ``text``, ``tokens``, or ``question`` and ``context``. Tables are CSV, JSON or Parquet files.
         modality: what the model reads.
-        columns: of a table, in the model's order; the file may hold others.
+        columns: of a table, in the model's order (none: the file's own); the file may hold others.
         keys: the run's ``data.keys``: the file's own names, and codes of a table's words.
 
     Returns:
@@ -96,4 +96,4 @@ def _from_rows(fields: Fields, modality: Modality, columns: tuple[str, ...]) -> 
             f"the model reads the columns {', '.join(columns)}, but there is no {', '.join(missing)}; add them, empty "
             "where unknown"
         )
-    return table_rows(fields, columns, parse_codes(fields.keys.get("codes", "")))
+    return table_rows(fields, columns or tuple(fields.rows.columns), parse_codes(fields.keys.get("codes", "")))

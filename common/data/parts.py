@@ -41,7 +41,7 @@ class Part:
 
 def has_data_files(folder: Path) -> bool:
     """Whether some file directly in a folder is of a kind that holds many records."""
-    return any(path.suffix.lower() in _KINDS and path.suffix.lower() != ".txt" for path in _files(folder))
+    return any(map(_is_data_file, _files(folder)))
 
 
 def find_parts(folder: Path) -> list[Part]:
@@ -54,7 +54,7 @@ def find_parts(folder: Path) -> list[Part]:
     Raises:
         ConfigError: a link; several kinds, none of which is meant; parts of a split beside others; two of one name.
     """
-    files = _one_kind(folder, [path for path in _files(folder) if path.suffix.lower() in _KINDS])
+    files = _one_kind(folder, list(filter(_is_data_file, _files(folder))))
     links = [path for path in files if path.is_symlink()]
     if links:
         raise ConfigError(f"a folder of data files must not hold links, got {links[0]}; put the files themselves there")
@@ -78,14 +78,22 @@ def _files(folder: Path) -> list[Path]:
         raise ConfigError(f"{folder} cannot be listed: {error.strerror}; make it readable for this user") from error
 
 
+def _kind(path: Path) -> str:
+    return "CoNLL" if conll.is_conll(path) else _KINDS[path.suffix.lower()]
+
+
+def _is_data_file(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in _KINDS and (suffix != ".txt" or conll.is_conll(path))
+
+
 def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:
-    files = [path for path in files if path.suffix.lower() != ".txt" or conll.is_conll(path)]
-    kinds = {_KINDS[path.suffix.lower()] for path in files}
-    meant = {_KINDS[path.suffix.lower()] for path in files if _PART.fullmatch(path.stem)}
+    kinds = {_kind(path) for path in files}
+    meant = {_kind(path) for path in files if _PART.fullmatch(path.stem)}
     chosen = kinds if len(kinds) == 1 else meant
     if len(chosen) != 1:
         raise ConfigError(
             f"{folder} must hold data files of one kind, got {', '.join(sorted(kinds))}; name one file as data.source, "
             "or move the others away"
         )
-    return [path for path in files if _KINDS[path.suffix.lower()] in chosen]
+    return [path for path in files if _kind(path) in chosen]

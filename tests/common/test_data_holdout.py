@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,33 @@ def test_which_records_are_held_out_does_not_depend_on_their_place() -> None:
 def evenly_often(times: np.ndarray, seeds: int) -> bool:
     """Each of 40 counts is binomial(seeds, 1/4); 6 standard deviations are passed by one with p = 2e-9."""
     return bool((np.abs(times - seeds / 4) < 6 * math.sqrt(seeds * 3 / 16)).all())
+
+
+def grouped(count: int, patients: list[int] | None, groups: list[int]) -> LocalData:
+    data = records([0, 1] * (count // 2), patients)
+    return replace(data, group=np.array(groups).astype(np.str_))
+
+
+@given(st.lists(st.integers(0, 12), min_size=10, max_size=60).filter(lambda groups: len(groups) % 2 == 0), SEEDS)
+def test_no_group_is_in_both(groups: list[int], seed: int) -> None:
+    try:
+        train, test = hold_out(grouped(len(groups), None, groups), 0.3, seed)
+    except ConfigError:
+        return
+    assert divides(len(groups), train, test)
+    assert not set(np.array(groups)[train]) & set(np.array(groups)[test])
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=20, max_size=60), SEEDS)
+def test_what_patient_and_group_link_stays_together(rows: list[tuple[int, int]], seed: int) -> None:
+    rows = rows[: len(rows) // 2 * 2]
+    patients, groups = ([row[column] for row in rows] for column in (0, 1))
+    try:
+        train, test = hold_out(grouped(len(rows), patients, groups), 0.3, seed)
+    except ConfigError:
+        return
+    for column in (np.array(patients), np.array(groups)):
+        assert not set(column[train]) & set(column[test])
 
 
 def test_a_split_column_decides() -> None:

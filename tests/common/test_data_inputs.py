@@ -10,8 +10,7 @@ from PIL import Image
 from common.data.inputs import read_inputs
 from common.data.records import Modality, Pair
 from common.errors import ConfigError
-from tests.common.test_data_dicom import dicom
-from tests.common.test_data_sounds import TONE, wav
+from tests.common.record_files import TONE, dicom, wav
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 

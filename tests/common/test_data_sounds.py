@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from common.data.decoding import decode_files
 from common.data.records import Clip
 from common.data.sounds import decode_sound
 from common.errors import ConfigError
+from tests.common.record_files import TONE, wav
 from tests.common.refusals import refusal
 
 ARRAYS: dict[str, Any] = {
@@ -25,18 +25,6 @@ ARRAYS: dict[str, Any] = {
     "rate": np.array(8000),
 }
 KEYS = {"label": "label", "site": "speaker"}
-TONE = np.array([0, 1000, -1000, 32767, -32768], dtype=np.int16)
-
-
-def wav(path: Path, frames: bytes = TONE.tobytes(), width: int = 2, channels: int = 1, rate: int = 8000) -> Path:
-    """Write PCM by the standard library."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(width)
-        file.setframerate(rate)
-        file.writeframes(frames)
-    return path
 
 
 def read(path: Path) -> Clip:

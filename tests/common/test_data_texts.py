@@ -170,9 +170,11 @@ class TestWords:
         groups = column(data.group)
         assert groups[0] == groups[1] != groups[2] == groups[3]
 
-    def test_a_folder_of_conll_files(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("suffix", ["tsv", "txt", "conll"])
+    def test_a_folder_of_conll_files(self, tmp_path: Path, suffix: str) -> None:
+        written(tmp_path / "notes.txt", "a note")
         for name in ("train", "test"):
-            written(tmp_path / f"{name}.tsv", "breast\tB-D\n\nnone\tO\n")
+            written(tmp_path / f"{name}.{suffix}", "breast\tB-D\n\nnone\tO\n")
         assert column(load(tmp_path).split) == ["test", "test", "train", "train"]
 
 
