@@ -22,6 +22,9 @@ FAMILIES = {
 }
 """Modules with a function ``load(reference)``, by what a reference begins with; imported when they are used."""
 
+SPECTROGRAM = "spectrogram/"
+"""Before the reference of a backbone for images: it looks at sounds, as pictures of their spectrograms."""
+
 _TWIN = re.compile(r"(?P<original>.+)@random-(?P<seed>\d+)")
 _PIXELS = re.compile(r"pixels/(?P<size>\d+)")
 MAX_PIXELS = 256
@@ -33,6 +36,10 @@ def load_reference(reference: str) -> Backbone:
     Raises:
         ConfigError: the name is unknown, or as the family's ``load`` raises it.
     """
+    if reference.startswith(SPECTROGRAM):
+        from common.backbones.spectrogram import for_audio
+
+        return for_audio(load_reference(reference.removeprefix(SPECTROGRAM)))
     family = reference.partition("/")[0]
     twin = _TWIN.fullmatch(reference)
     if family == "package" and twin:
