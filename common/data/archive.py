@@ -11,6 +11,7 @@ import numpy as np
 from common.data.labels import index_indicators, index_labels, text_column
 from common.data.local import Labels, LocalData, TaskName, check_images
 from common.data.npz_file import PART_ROLES, PARTS, ROLES, Archive, Array, open_archive
+from common.data.patients import refuse_undeclared_patients
 from common.data.records import Clip, Images, Inputs
 from common.errors import ConfigError
 
@@ -50,6 +51,8 @@ def load_npz(path: Path, keys: Mapping[str, str]) -> LocalData:
 
 
 def _read(archive: Archive) -> LocalData:
+    if not any(archive.has(f"{part}_patient") for part in PARTS):
+        refuse_undeclared_patients(archive.file.files, archive.keys)
     inputs: Inputs
     sounds = archive.has("audio")
     if sounds and (archive.has("images") or archive.has("train_images")):
@@ -121,6 +124,8 @@ def _read_sites(archive: Archive) -> tuple[Images, dict[str, Array]]:
     sites = [name[len(before) : len(name) - len(after)] for name in names if len(name) > len(before) + len(after)]
     if not sites:
         archive.read_named(archive.name("images"), "images")
+    stems = [name.replace(site, "", 1).strip("_-. ") for site in sites for name in archive.file.files if site in name]
+    refuse_undeclared_patients(stems, archive.keys, form="*_{}")
     images = [_without_unit_channel(archive.read_named(f"{before}{site}{after}", "images")) for site in sites]
     columns = {
         role: _join(role, [archive.read_named(archive.name(role).replace(SEVERAL, site, 1), role) for site in sites])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,16 +11,13 @@ import numpy as np
 
 from common.data.labels import index_labels, index_several
 from common.data.local import Column, Labels, TaskName
+from common.data.patients import refuse_undeclared_patients
 from common.data.rows import Rows, is_missing
 from common.errors import ConfigError
 
 ORIGINS = ("site", "patient", "split", "group")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev", "devel"), "train"
-)
-
-_PERSON = re.compile(
-    r"(patient|subject|person)[_ -]?(id|nr|no|num|number|key|name)|patients?|mrn|pat[_ -]?id", re.IGNORECASE
 )
 
 
@@ -104,7 +100,7 @@ def read_origins(fields: Fields, group: str = "group") -> Origins:
     Raises:
         ConfigError: an entry is missing, a split is unknown, or a column that seems to name patients is not declared.
     """
-    _refuse_overlooked(fields)
+    refuse_undeclared_patients(fields.rows.columns, fields.keys)
     if not fields.has("group"):
         fields = Fields(fields.rows, {**fields.keys, "group": group} if group in fields.rows.columns else fields.keys)
     columns = {role: _names(fields, role) if fields.has(role) else None for role in ORIGINS}
@@ -206,18 +202,6 @@ def _as_split(fields: Fields, split: Column) -> Column | None:
     fields.refuse("split", [name.lower() not in SPLIT_NAMES for name in split.tolist()], "train, val or test")
     column = np.array([SPLIT_NAMES[name.lower()] for name in split.tolist()], dtype=np.str_)
     return column if (column == "test").any() else None
-
-
-def _refuse_overlooked(fields: Fields) -> None:
-    """A patient column that is overlooked would cost a privacy promise, so none is ever ignored."""
-    if fields.has("patient"):
-        return
-    for name in fields.rows.columns:
-        if _PERSON.fullmatch(name) and name not in fields.keys.values():
-            raise ConfigError(
-                f"the column {name!r} seems to tell patients apart, which privacy and splits must know; say "
-                f'patient = "{name}" in [data.keys], or rename or remove the column if it does not'
-            )
 
 
 def _listed(names: list[str]) -> str:

@@ -41,6 +41,11 @@ def table_rows(fields: Fields, names: tuple[str, ...], codes: Codes) -> npt.NDAr
     Raises:
         ConfigError: a column is missing or holds something else than numbers.
     """
+    unknown = [name for name in codes if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"codes must name columns in use ({', '.join(names)}), got {unknown[0]!r}; correct or remove it"
+        )
     lacking = [name for name in names if name in fields.rows.absent]
     if lacking:
         raise ConfigError(

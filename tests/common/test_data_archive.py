@@ -117,6 +117,7 @@ def test_a_patient_column_is_never_overlooked(tmp_path: Path) -> None:
     assert "got patient" in refusal(tmp_path, **divided)
     who = {"images": "images", "train_patient": "who"}
     assert "got train_patient" in refusal(tmp_path, who, images=IMAGES, labels=LABELS, who=LABELS)
+    assert 'patient = "patient_id"' in refusal(tmp_path, images=IMAGES, labels=LABELS, patient_id=LABELS)
     halves: dict[str, Any] = {"train_images": IMAGES[:3], "test_images": IMAGES[3:], "train_labels": LABELS[:3]}
     halves |= {"test_labels": LABELS[3:], "train_patient": LABELS[:3]}
     assert "'test_patient'" in refusal(tmp_path, **halves)
@@ -185,6 +186,8 @@ class TestSitesOfTheirOwn:
         data = self.load(tmp_path, {**self.KEYS, "patient": "*_who"}, **who)
         assert data.patient is not None
         assert data.patient.tolist() == [str(number) for number in range(8)]
+        with pytest.raises(ConfigError, match=r'patient = "\*_patient"'):
+            self.load(tmp_path, north_patient=np.arange(6), south_patient=np.arange(2))
         with pytest.raises(ConfigError, match="got patient without"):
             self.load(tmp_path, patient=np.arange(8))
 

@@ -65,6 +65,7 @@ def test_origins_are_not_features(tmp_path: Path) -> None:
         (CSV, {}, "expected a column 'label' as label, but there are age, chol, sex, target"),
         (CSV, {"label": "target"}, 'codes = "sex=first,second"'),
         (CSV, {**CODES, "codes": "sex=f,m"}, "sex must be one of f, m, got something else or nothing in 3 of 3"),
+        (CSV, {**CODES, "codes": "gender=f,m"}, "codes must name columns in use (age, chol, sex), got 'gender'"),
         (CSV, {**CODES, "codes": "sex"}, "codes must be like"),
         (CSV, {**CODES, "columns": "age,weight"}, "got weight; the table has age, chol, sex, target"),
         (CSV, {**CODES, "columns": "age,age"}, "each once"),
