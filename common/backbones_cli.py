@@ -148,7 +148,7 @@ def _loaded(reference: str, weights: Path | None) -> Backbone:
 
 def _centred(backbone: Backbone, source: str | None, keys: list[str]) -> tuple[Backbone, str]:
     """The backbone with its constants, and what they were measured on."""
-    from common.backbones.centring import STAGE, centred, centred_on
+    from common.backbones.centring import MOST, STAGE, centred, centred_on
     from common.data import load_source
     from common.features import check_modality
 
@@ -158,7 +158,7 @@ def _centred(backbone: Backbone, source: str | None, keys: list[str]) -> tuple[B
         return centred(backbone), "generated images that come with fedgraft"
     data = load_source(source, read_roles(keys), Path.cwd())
     check_modality(backbone, data.modality)
-    return centred_on(backbone, data.inputs), f"{Path(source).name}, {len(data)} records"
+    return centred_on(backbone, data.inputs), f"{Path(source).name}, {min(len(data), MOST)} records"
 
 
 def _sizes(backbone: Backbone) -> dict[str, int]:
