@@ -99,7 +99,7 @@ def _show_facts(console: Console, found: Inspection) -> None:
     if found.groups is not None:
         rows["groups"] = f"{found.groups:,}, each kept together by a hold-out"
     rows |= found.measures
-    width = max(map(len, rows), default=0)
+    width = max(10, *map(len, rows))
     for name, value in rows.items():
         console.print(f"{name:<{width}}  {value}", markup=False)
 

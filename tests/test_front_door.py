@@ -92,7 +92,7 @@ def test_every_option_and_argument_is_explained(path, capsys):
 
 def test_the_examples_on_data_and_backbones_work(capsys):
     assert fedgraft.main(["data", "check", "digits"]) == 0
-    assert "records  1,797" in capsys.readouterr().out
+    assert "records     1,797" in capsys.readouterr().out
     assert fedgraft.main(["backbones", "list"]) == 0
     assert "embedded/glyph" in capsys.readouterr().out
 
