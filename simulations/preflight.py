@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from common.backbones.backbone import CutsTexts
 from common.config import RunConfig
 from common.data.federation import Federation, assemble, source_features
 from common.errors import ConfigError
@@ -25,12 +26,14 @@ class Preflight:
         proposal: plan, first head and evaluation.
         features: of all records, shape (N, D).
         seconds: time that loading and computing the features took.
+        truncated: texts that are longer than the backbone takes; None where records are no texts.
     """
 
     federation: Federation
     proposal: Proposal
     features: NDArray[np.float32]
     seconds: float
+    truncated: int | None
 
 
 def check(config: RunConfig, progress: Progress | None = None) -> Preflight:
@@ -62,7 +65,9 @@ def check(config: RunConfig, progress: Progress | None = None) -> Preflight:
     for share in federation.shares.values():
         proposal.plan.offer.terms.for_node(len(share))
     _check_cohort(config, federation)
-    return Preflight(federation, proposal, features, seconds)
+    preprocessing = cached_backbone(model.backbone).preprocessing
+    truncated = preprocessing.truncated(federation.data.inputs) if isinstance(preprocessing, CutsTexts) else None
+    return Preflight(federation, proposal, features, seconds, truncated)
 
 
 def _check_finite(features: NDArray[np.float32], federation: Federation) -> None:

@@ -83,7 +83,7 @@ def build_result(
         "backbone": _backbone(config, preflight),
         "head": config.model.head,
         "engine": engine,
-        "data": _data(config, federation),
+        "data": _data(config, preflight),
         "confusion": None if scores.confusion is None else scores.confusion.tolist(),
     }
 
@@ -100,12 +100,14 @@ def _backbone(config: RunConfig, preflight: Preflight) -> dict[str, Any]:
     }
 
 
-def _data(config: RunConfig, federation: Federation) -> dict[str, Any]:
+def _data(config: RunConfig, preflight: Preflight) -> dict[str, Any]:
+    federation = preflight.federation
     return {
         "source": config.data.source,
         "classes": list(federation.data.classes),
         "task": federation.data.task,
         "modality": federation.data.modality,
+        "truncated": preflight.truncated,
         "train": sum(len(share) for share in federation.shares.values()),
         "test": len(federation.test),
         "partition": config.data.partition,

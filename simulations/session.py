@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -114,8 +115,14 @@ def _preflight(config: RunConfig) -> preflight.Preflight:
 
 
 def _feature_bar(bars: Progress) -> Callable[[int, int], None]:
-    task = bars.add_task("features", total=None, note="images")
-    return lambda done, total: bars.update(task, completed=done, total=total)
+    task = bars.add_task("features", total=None, note="records")
+    began = time.perf_counter()
+
+    def advance(done: int, total: int) -> None:
+        rate = done / max(1e-9, time.perf_counter() - began)
+        bars.update(task, completed=done, total=total, note=f"{rate:.0f} records/s")
+
+    return advance
 
 
 def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engine: str) -> Result:
@@ -139,9 +146,23 @@ def _announcement(config: RunConfig, ready: preflight.Preflight) -> str:
     privacy, nodes = config.privacy, len(ready.federation.shares)
     nominal = "" if config.federation.seed is None else "; nominal: seeded"
     return (
-        f"{nodes} nodes train a {config.model.head} head on {config.model.reference}; "
+        f"{nodes} nodes train {_what(ready)} on {config.model.reference}{_cut_off(ready)}; "
         f"ε at δ = {privacy.delta:g}, one {privacy.unit}, {privacy.trust} trust{nominal}"
     )
+
+
+def _what(ready: preflight.Preflight) -> str:
+    model = ready.proposal.plan.offer.model
+    if model.head != "upper":
+        return f"{'an' if model.head == 'mlp' else 'a'} {model.head} head"
+    parts = {"all": "", "biases": "biases and norms of ", "adapters": "low-rank adapters of "}[model.train]
+    return f"{parts}the stages above {model.cut} and a linear head"
+
+
+def _cut_off(ready: preflight.Preflight) -> str:
+    if not ready.truncated:
+        return ""
+    return f" ({ready.truncated} of {len(ready.federation.data)} texts are longer than it takes, and lose their end)"
 
 
 @contextmanager

@@ -217,7 +217,7 @@ def worst_confusions(counts: np.ndarray, names: list[str]) -> list[tuple[str, st
 
 def metrics_table(facts: Facts) -> Markup:
     """List the task's other metrics."""
-    rows = [[name.replace("_", " "), metric(value)] for name, value in facts.items("metrics").items()]
+    rows = [[wording.metric_name(name), metric(value)] for name, value in facts.items("metrics").items()]
     note = "Exact figures, computed by the server on the held-out records; not covered by ε."
     if not rows:
         return missing("Other metrics")

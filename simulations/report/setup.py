@@ -40,6 +40,7 @@ def run_card(run: Run) -> Markup:
         ["Data", cell(facts, "data", "source")],
         ["Training records", wording.whole(facts.number("data", "train"))],
         ["Held-out records", wording.whole(facts.number("data", "test"))],
+        ["Task", cell(facts, "data", "task")],
         ["Classes", class_list(classes)],
         ["Partition", cell(facts, "data", "partition")],
         ["Nodes", wording.whole(facts.number("nodes"))],
@@ -49,6 +50,8 @@ def run_card(run: Run) -> Markup:
         ["Engine", cell(facts, "engine")],
         ["Seed", ", ".join(seeds) if run.seeds else facts.text("seed") or "none: cryptographic randomness"],
     ]
+    if (truncated := facts.number("data", "truncated")) is not None:
+        rows.append(["Texts that lost their end", wording.whole(truncated)])
     return table("Run", ["Property", "Value"], rows)
 
 

@@ -23,8 +23,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
     Returns:
         A row for the accuracy of the federation and of each baseline (with the standard deviation over seeds where
-        there is one), then ε with its δ, unit and trust model, bytes, and time. Baselines that were not computed are
-        left out; anything else that is missing is said to be "not computed".
+        there is one), the task's other metrics, then ε with its δ, unit and trust model, bytes, and time. Baselines
+        that were not computed are left out; anything else that is missing is said to be "not computed".
     """
     facts = Facts(result)
     table = Table(title=headline(facts), title_justify="left", show_header=False, box=SIMPLE)
@@ -40,6 +40,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
                 world.meaning,
                 world.key == FEDERATED,
             )
+    for name, value in metrics(facts):
+        add(table, name, value, "of the federation's head")
     table.add_section()
     add(table, *privacy(facts))
     table.add_section()
@@ -55,7 +57,9 @@ def add(table: Table, name: str, value: str, remark: str, bold: bool = False) ->
 
 def headline(facts: Facts) -> Text:
     """Return the table's title."""
-    return Text(f"{wording.many(facts.number('nodes'), 'node')}, {wording.many(facts.number('rounds'), 'round')}")
+    meaning = wording.ACCURACIES.get(facts.text("data", "task") or "")
+    counts = f"{wording.many(facts.number('nodes'), 'node')}, {wording.many(facts.number('rounds'), 'round')}"
+    return Text(counts if meaning is None else f"{counts}; accuracy: {meaning}")
 
 
 def accuracy(facts: Facts, key: str) -> str:
@@ -63,6 +67,12 @@ def accuracy(facts: Facts, key: str) -> str:
     spread = facts.number("accuracy_std", key)
     value = wording.percent(facts.number("accuracy", key))
     return value if spread is None else f"{value} ± {100 * spread:.1f}"
+
+
+def metrics(facts: Facts) -> list[tuple[str, str]]:
+    """Return the task's metrics beside accuracy and loss, as fractions."""
+    found = {name: facts.number("metrics", name) for name in facts.items("metrics") if name != "loss"}
+    return [(wording.metric_name(name), f"{value:.3f}") for name, value in found.items() if value is not None]
 
 
 def privacy(facts: Facts) -> tuple[str, str, str]:

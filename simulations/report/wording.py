@@ -11,6 +11,23 @@ THIN = "\u202f"  # narrow no-break space, before a unit
 EQUALS = "\u00a0=\u00a0"  # an ε stays on the line with its value
 DASH, MINUS = "–", "−"
 
+ACCURACIES = {
+    "multilabel": "labels given rightly",
+    "tokens": "tokens tagged rightly",
+    "spans": "answers found exactly",
+}
+"""What accuracy means for tasks other than classification."""
+
+
+def metric_name(key: str) -> str:
+    """Write a metric's name as people do.
+
+    >>> metric_name("macro_f1"), metric_name("auroc"), metric_name("entity_precision")
+    ('Macro-F1', 'AUROC', 'Entity precision')
+    """
+    text = key.replace("macro_", "macro-").replace("_", " ")
+    return text.upper() if text == "auroc" else (text[:1].upper() + text[1:]).replace("f1", "F1")
+
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """Write a fraction in per cent.
