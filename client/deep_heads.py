@@ -22,7 +22,7 @@ import torch
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from client.clipping import ClippedSum, clip_factors, unreduced
 from client.layer_gradients import LayerGradients, has_rule, layer_gradients
@@ -264,19 +264,23 @@ def _agree(layers: list[LayerGradients], expected: list[dict[str, Tensor]]) -> b
 def _faster_one_by_one(layers: list[LayerGradients], copied: _Copied) -> bool:
     """Whether a pass for each unit costs less than norms and sums in float64, which takes twice the time, for many."""
     entries = sum(shape.numel() for shape in copied.trained.values())
-    work, outer = (sum(count) for count in zip(*((layer.work, layer.outer) for layer in layers), strict=True))
+    work, outer = sum(layer.work for layer in layers), sum(layer.outer for layer in layers)
     return 2 * work > outer + WEIGHT_WORK * entries + UNIT_WORK
 
 
 def _refuse_statistics(head: nn.Module) -> None:
-    """Refuse layers that are trained and normalise with the statistics of a batch, in Opacus's words."""
+    """Refuse layers that normalise with a batch's statistics, or are trained beside them; in Opacus's words."""
     found = set()
     for module in head.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            found.add(f"{type(module).__name__} without running statistics")
         validator = ModuleValidator.VALIDATORS.get(type(module))
         if isinstance(module, _NormBase) and validator and any(value.requires_grad for value in module.parameters()):
             found |= {str(error).strip() for error in validator(module)}
     if found:
-        raise PrivacyError(f"every layer of a head must give each unit a gradient of its own, got: {'; '.join(found)}")
+        raise PrivacyError(
+            f"every layer of a head must give each unit a gradient of its own, got: {'; '.join(sorted(found))}"
+        )
 
 
 def _refuse_mixing(copied: _Copied, features: Tensor, logits: Tensor) -> None:

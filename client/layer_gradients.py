@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from common.rewriting import FixedNorm
 
+LARGEST = 2**22  # numbers of per-unit gradients that are held at a time, where a norm needs them
+
 Passed = tuple[Tensor, Tensor]
 """A layer's input and the slope of the summed losses along its output, both with units first."""
 
@@ -159,8 +161,12 @@ def _outer_squares(inputs: Tensor, slopes: Tensor) -> Tensor:
     if positions * (entries + outputs) <= entries * outputs:
         products = torch.matmul(inputs, inputs.mT) * torch.matmul(slopes, slopes.mT)  # (B, G, T, T)
         return products.sum(dim=(1, 2, 3)).clamp_min(0.0)
-    units = [torch.matmul(g.mT, a).square().sum() for a, g in zip(inputs, slopes, strict=True)]
-    return torch.stack(units)
+    squares = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.device)
+    at_once = max(1, LARGEST // (inputs.shape[1] * entries * outputs))
+    for start in range(0, len(inputs), at_once):
+        part = slice(start, start + at_once)
+        squares[part] = torch.matmul(slopes[part].mT, inputs[part]).square().sum(dim=(1, 2, 3))
+    return squares
 
 
 def _by_group(values: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def _choose_trained(stages: nn.ModuleDict, layout: Layout, train: str, seed: int
     elif train == "biases":
         for module in stages.modules():
             for name, value in module.named_parameters(recurse=False):
-                value.requires_grad_(name.endswith("bias") or "Norm" in type(module).__name__)
+                value.requires_grad_(_is_bias(name) or "Norm" in type(module).__name__)
     else:
         adapted = adapt(stages, torch.Generator().manual_seed(seed))
         withdraw(stages, _uncalled(stages, layout, adapted))
@@ -166,6 +166,11 @@ def _choose_trained(stages: nn.ModuleDict, layout: Layout, train: str, seed: int
             if isinstance(adapter, Adapted):
                 adapter.down.requires_grad_(True)
                 adapter.up.requires_grad_(True)
+
+
+def _is_bias(name: str) -> bool:
+    """Whether torch calls a parameter of a layer a bias: ``bias``, ``in_proj_bias``, ``bias_ih_l0``."""
+    return name.startswith("bias") or name.endswith("bias")
 
 
 @torch.no_grad()
