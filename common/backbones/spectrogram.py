@@ -97,7 +97,7 @@ class LogMel:
     window: int = 256
     hop: int = 80
     bins: int = 64
-    decibels: float = 80.0
+    decibels: float = 60.0
 
     def __call__(self, clip: Clip) -> npt.NDArray[np.uint8]:
         """A clip to an image, uint8, shape (bins, frames); silence is black."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,6 +348,15 @@ def refused(reference: str, *parts: str) -> None:
 
 def test_a_folder_that_is_nowhere_is_one_sentence() -> None:
     refused("hf//no/such/folder", "/no/such/folder", "correct the path")
+
+
+def test_a_hub_id_without_a_network_says_what_to_do(tmp_path: Path) -> None:
+    code = "from common.backbones.hf_family import load; load('hf/nobody/nothing')"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=False)
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("common.errors.ConfigError: the model nobody/nothing is not on this machine")
+    assert "hf/<that folder>" in last
 
 
 def test_pickled_weights_are_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
