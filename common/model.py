@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 
 from torch import Tensor, nn
 
 from common.backbones.backbone import Backbone
+from common.backbones.tabular import for_columns
+from common.data.local import LocalData
 from common.errors import ConfigError
-from common.features import cached_backbone
+from common.features import cached_backbone, check_modality
 from common.grafting import Layout, Trunk, cut_point, layout
 from common.heads import build_head, load_arrays
 from common.messages import ModelSpec
@@ -26,6 +29,21 @@ def layout_at(reference: str, cut: str) -> Layout:
     """
     backbone = cached_backbone(reference)
     return layout(Trunk(backbone, cut), backbone.preprocessing)
+
+
+def suited(reference: str, data: LocalData) -> str:
+    """The reference of the backbone, fitted to the data: ``tabular/identity`` learns how many columns there are.
+
+    Raises:
+        ConfigError: the backbone takes other records, or a table with other columns.
+    """
+    if data.modality == "table":
+        reference = re.sub(r"^tabular/identity(?!:)", f"tabular/identity:{len(data.columns)}", reference)
+    backbone = cached_backbone(reference)
+    check_modality(backbone, data.modality)
+    if data.modality == "table":
+        for_columns(backbone, data.columns)
+    return reference
 
 
 def choose_cut(reference: str, cut: str | None, task: str) -> str:

@@ -35,6 +35,8 @@ class ModelFacts(BaseModel):
         model: backbone, cut, head and label names.
         features: D, the size of a feature vector.
         modality: of the records that it takes.
+        columns: of a table, in order.
+        keys: the run's ``data.keys``: what columns are called in files, and the codes of words.
         privacy: the promise, as in ``result.json``; None for a model trained without one.
     """
 
@@ -43,6 +45,8 @@ class ModelFacts(BaseModel):
     model: ModelSpec
     features: int
     modality: Modality = "image"
+    columns: tuple[str, ...] = ()
+    keys: dict[str, str] = {}
     privacy: dict[str, Any] | None
 
 

@@ -12,11 +12,11 @@ from common.config import RunConfig
 from common.data import LocalData
 from common.data.federation import Federation, assemble, source_features, source_targets
 from common.errors import PrivacyError
-from common.features import as_tensor, cached_backbone, check_modality
+from common.features import as_tensor, cached_backbone
 from common.grafting import threads
 from common.heads import head_arrays
 from common.messages import ModelSpec, Offer
-from common.model import choose_cut, make_head, trained_head
+from common.model import choose_cut, make_head, suited, trained_head
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.canonical import sha256_hex
 from common.privacy.plan import PrivacyTerms
@@ -89,12 +89,10 @@ def model_spec(config: RunConfig, data: LocalData) -> ModelSpec:
     Raises:
         ConfigError: backbone or cut are not usable, or do not suit the data.
     """
-    reference = config.model.reference
-    backbone = cached_backbone(reference)
-    check_modality(backbone, data.modality)
+    reference = suited(config.model.reference, data)
     return ModelSpec(
         backbone=reference,
-        backbone_digest=backbone.digest,
+        backbone_digest=cached_backbone(reference).digest,
         cut=choose_cut(reference, config.model.cut, data.task),
         head=config.model.head,
         hidden=config.model.hidden,

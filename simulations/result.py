@@ -80,7 +80,7 @@ def build_result(
         "chance": _chance(federation),
         "confidential": config.data.source != "digits",
         "learning_rate": lines[-1]["learning_rate"],
-        "backbone": _backbone(config, preflight),
+        "backbone": _backbone(preflight),
         "head": config.model.head,
         "engine": engine,
         "data": _data(config, preflight),
@@ -88,12 +88,13 @@ def build_result(
     }
 
 
-def _backbone(config: RunConfig, preflight: Preflight) -> dict[str, Any]:
-    backbone = cached_backbone(config.model.reference)
+def _backbone(preflight: Preflight) -> dict[str, Any]:
+    model = preflight.proposal.plan.offer.model
+    backbone = cached_backbone(model.backbone)
     return {
         "name": backbone.name,
         "digest": backbone.digest,
-        "cut": preflight.proposal.plan.offer.model.cut,
+        "cut": model.cut,
         "features": int(preflight.features.shape[1]),
         "licence": backbone.licence,
         "trained_on": backbone.trained_on,

@@ -69,6 +69,8 @@ def simulate(config: RunConfig, ready: Preflight, folder: Path, engine: str, wat
         model=ready.proposal.plan.offer.model,
         features=features,
         modality=ready.federation.data.modality,
+        columns=ready.federation.data.columns,
+        keys=config.data.keys,
         privacy=result["privacy"],
     )
     save_model(folder / "model", facts, final.head, model_card(result))

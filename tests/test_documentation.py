@@ -154,7 +154,7 @@ def test_the_readme_leads_from_a_run_to_a_prediction(walk, capsys):
         if arguments[0] != "simulate":
             assert fedgraft.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "records     1797" in said
+    assert "records     1,797" in said
     assert "embedded/glyph" in said
     assert re.search(r"^digit.png  0  ", said, re.MULTILINE)
 

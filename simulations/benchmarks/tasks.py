@@ -56,20 +56,32 @@ class Setting:
 SITES = {"partition": "site"}
 UNEVEN = {"partition": "dirichlet", "alpha": 1.0}
 
+DIGITS = {**SITES, "keys": {"images": "*_x", "labels": "*_y"}}
+SPEECH = {**SITES, "keys": {"label": "label", "site": "speaker"}}
+PATIENTS = {**SITES, "keys": {"label": "target", "threshold": "0"}}
+
 SETTINGS: Mapping[str, Setting] = {
     "pneumonia": Setting("image-pneumoniamnist/pneumoniamnist.npz", MOBILENET, "auroc"),
     "mednist": Setting("image-mednist-subset/mednist_subset.npz", MOBILENET, "accuracy", UNEVEN),
-    "digits": Setting("image-digits-multisite/digits.npz", "embedded/glyph", "accuracy", SITES),
+    "digits": Setting(
+        "image-digits-multisite/digits.npz",
+        "embedded/glyph",
+        "accuracy",
+        {**SITES, "keys": {"images": "*_x", "labels": "*_y"}},
+    ),
     "abstracts": Setting("text-medical-abstracts", "hf/{minilm}", "macro_f1", UNEVEN),
     "abstracts, GloVe": Setting("text-medical-abstracts", "vectors/../shared/data/weights-glove", "macro_f1", UNEVEN),
     "sms": Setting("text-sms-spam/sms.jsonl", "hf/{minilm}:64", "macro_f1", UNEVEN),
     "ncbi": Setting("ner-ncbi-disease", "hf/{minilm}:64", "entity_f1", rounds=60),
     "pubmedqa": Setting("qa-pubmedqa", "hf/{minilm}", "macro_f1", UNEVEN),
     "xquad": Setting("qa-xquad-en", "hf/{minilm}", "token_f1", rounds=60),
-    "speech": Setting("audio-fsdd/fsdd.npz", "spectrogram/embedded/glyph", "accuracy", SITES),
-    "heart": Setting(
-        "tabular-heart-disease", f"tabular/{HEART}", "auroc", {**SITES, "keys": {"label": "target", "threshold": "0"}}
+    "speech": Setting(
+        "audio-fsdd/fsdd.npz",
+        "spectrogram/embedded/glyph",
+        "accuracy",
+        {**SITES, "keys": {"label": "label", "site": "speaker"}},
     ),
+    "heart": Setting("tabular-heart-disease", f"tabular/{HEART}", "auroc", PATIENTS),
 }
 
 
