@@ -146,7 +146,7 @@ class SpectrogramPreprocessing:
 
 
 def for_audio(backbone: Backbone) -> Backbone:
-    """Let an image backbone take sounds, as spectrograms; its name ends in ``+spectrogram``, its digest is another.
+    """Let an image backbone take sounds, as spectrograms; ``spectrogram/<name>``, with another digest.
 
     Raises:
         ConfigError: the backbone takes no images.
@@ -161,7 +161,7 @@ def for_audio(backbone: Backbone) -> Backbone:
     preprocessing = SpectrogramPreprocessing(backbone.preprocessing)
     described = json.dumps({"inner": backbone.digest, "preprocessing": preprocessing.describe()}, sort_keys=True)
     digest = hashlib.sha256(described.encode()).hexdigest()
-    return replace(backbone, name=f"{backbone.name}+spectrogram", preprocessing=preprocessing, digest=digest)
+    return replace(backbone, name=f"spectrogram/{backbone.name}", preprocessing=preprocessing, digest=digest)
 
 
 def _to_mel(hertz: float, scale: MelScale) -> float:

@@ -116,7 +116,7 @@ def glyph() -> Backbone:
 def test_an_image_backbone_takes_sounds(glyph: Backbone) -> None:
     heard = for_audio(glyph)
     assert heard.preprocessing.accepts == {"audio"}
-    assert heard.name == "embedded/glyph+spectrogram"
+    assert heard.name == "spectrogram/embedded/glyph"
     assert heard.digest != glyph.digest
     assert layout(Trunk(heard), heard.preprocessing) == layout(Trunk(glyph), glyph.preprocessing)
     assert for_audio(heard) is heard
