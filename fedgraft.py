@@ -52,13 +52,18 @@ COMMANDS = {
     ),
     "predict": LazyCommand(
         "common.cli:predict",
-        "Classify new images with a trained model.",
+        "Say of new records what a trained model makes of them.",
         "fedgraft predict runs/first/model digit.png",
     ),
     "backbones": LazyCommand(
         "common.backbones_cli:backbones",
         "Look at the pre-trained backbones, or pack one.",
         "fedgraft backbones list",
+    ),
+    "cache": LazyCommand(
+        "common.cache_cli:cache",
+        "Look at the cache of features, or empty it.",
+        "fedgraft cache show",
     ),
     "data": LazyCommand(
         "common.data_cli:data",

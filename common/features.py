@@ -16,22 +16,21 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common import durable
 from common.backbones.backbone import Activations, Backbone
 from common.backbones.controls import load_reference
 from common.data.local import LocalData
 from common.data.records import Inputs
 from common.errors import ConfigError
 from common.grafting import Trunk, cut_point
-from common.places import cache_folder
+from common.places import cache_bytes, cache_folder
+from common.segments import Segments, as_keys, make_room, mark_used, write_segment
 
 BATCH = 64  # records of one forward pass; always full, so that a record's features do not depend on its neighbours
+TRIES = 3  # of finding in the cache what was just written there
 FORMAT = 2  # counts up when the way of computing features changes their bits
 
 Progress = Callable[[int, int], None]
@@ -43,9 +42,11 @@ class FeatureCache:
 
     Attributes:
         folder: where segments live; made on first use, mode 0700.
+        most_bytes: bound on its size; what was used longest ago makes room.
     """
 
     folder: Path
+    most_bytes: int = 50 * 2**30
 
     def features(
         self, backbone: Backbone, cut: str | None, data: LocalData, progress: Progress | None = None
@@ -65,16 +66,22 @@ class FeatureCache:
             ConfigError: the cut does not exist, a segment is damaged, or the disk is full.
         """
         place = self.folder / address(backbone, cut)
-        wanted = _as_keys(data.record_digests())
-        known = _Segments(place)
-        missing = np.flatnonzero(~known.contains(wanted))
-        if len(missing):
+        wanted = as_keys(data.record_digests())
+        for _ in range(TRIES):
+            mark_used(place)
+            known = Segments(place)
+            missing = np.flatnonzero(~known.contains(wanted))
+            if not len(missing):
+                return known.rows(wanted)
             _, first = np.unique(wanted[missing], return_index=True)
             fresh = missing[np.sort(first)]
             values = extract(backbone, cut, data.take(fresh), progress)
-            _write_segment(place, wanted[fresh], values)
-            known = _Segments(place)
-        return known.rows(wanted)
+            make_room(self.folder, place, values.nbytes, self.most_bytes)
+            write_segment(place, wanted[fresh], values)
+        raise ConfigError(
+            f"the feature cache {self.folder} lost what was written, {TRIES} times: another process empties it; wait "
+            "for it, or give this one a cache of its own in FEDGRAFT_CACHE"
+        )
 
     def purge(self) -> int:
         """Delete every segment; returns how many bytes were freed."""
@@ -85,9 +92,9 @@ class FeatureCache:
         return freed
 
 
-def default_cache() -> Path:
-    """Folder of the user's own feature cache."""
-    return cache_folder() / "features"
+def default_cache() -> FeatureCache:
+    """The user's own feature cache; ``$FEDGRAFT_CACHE_GIB`` bounds its size."""
+    return FeatureCache(cache_folder() / "features", cache_bytes())
 
 
 @lru_cache(maxsize=4)
@@ -177,75 +184,3 @@ def _batches(inputs: Inputs) -> Iterator[tuple[Inputs, int]]:
             yield np.concatenate([batch, padding]), count
         else:
             yield (*batch, *[batch[-1]] * (BATCH - count)), count
-
-
-def _as_keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
-    return np.ascontiguousarray(digests).view("V32").ravel()
-
-
-def _write_segment(place: Path, keys: NDArray[np.void], values: NDArray[np.float32]) -> None:
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place.mkdir(mode=0o700, exist_ok=True)
-    digests = keys.view(np.uint8).reshape(len(keys), 32)
-    name = hashlib.sha256(digests.tobytes()).hexdigest()[:32]
-    blob = safetensors.numpy.save({"features": values, "records": digests})
-    durable.write_bytes(place / f"{name}.safetensors", blob, mode=0o600)
-
-
-class _Segments:
-    """All segments of one address, and where each record is."""
-
-    def __init__(self, place: Path) -> None:
-        self._values: list[NDArray[np.float32]] = []
-        keys: list[NDArray[np.void]] = []
-        for path in sorted(place.glob("*.safetensors")):
-            digests, values = _map_segment(path)
-            keys.append(_as_keys(digests))
-            self._values.append(values)
-        self._sizes = [len(part) for part in keys]
-        self._sorted, self._origin = _sort_keys(keys)
-
-    def contains(self, wanted: NDArray[np.void]) -> NDArray[np.bool_]:
-        if not len(self._sorted):
-            return np.zeros(len(wanted), dtype=bool)
-        place = np.minimum(np.searchsorted(self._sorted, _sortable(wanted)), len(self._sorted) - 1)
-        found: NDArray[np.bool_] = self._sorted[place] == _sortable(wanted)
-        return found
-
-    def rows(self, wanted: NDArray[np.void]) -> NDArray[np.float32]:
-        place = self._origin[np.searchsorted(self._sorted, _sortable(wanted))]
-        starts = np.cumsum([0, *self._sizes])
-        segment = np.searchsorted(starts, place, side="right") - 1
-        local = place - starts[segment]
-        if (segment == segment[0]).all():
-            values = self._values[int(segment[0])]
-            in_order = len(local) == len(values) and bool((local == np.arange(len(local))).all())
-            return values if in_order else values[local]
-        return np.stack([self._values[s][row] for s, row in zip(segment, local, strict=True)])
-
-
-def _sortable(keys: NDArray[np.void]) -> NDArray[np.bytes_]:
-    # "S32" would drop trailing zero bytes when comparing, so that two records could meet: hex digits cannot
-    return np.array([key.tobytes().hex() for key in keys], dtype="S64")
-
-
-def _sort_keys(keys: list[NDArray[np.void]]) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-    if not keys:
-        return np.empty(0, dtype="S64"), np.empty(0, dtype=np.int64)
-    everything = _sortable(np.concatenate(keys))
-    order = np.argsort(everything, kind="stable")
-    return everything[order], order
-
-
-def _map_segment(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            digests: NDArray[np.uint8] = file.get_tensor("records")
-        with path.open("rb") as raw:
-            length = int.from_bytes(raw.read(8), "little")
-            entry = json.loads(raw.read(length))["features"]
-        start = 8 + length + entry["data_offsets"][0]
-        values = np.memmap(path, dtype=np.float32, mode="r", offset=start, shape=tuple(entry["shape"]))
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"the feature cache file {path} is damaged ({error}); delete it and run again") from error
-    return digests, values

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
+from common.errors import ConfigError
+
 RUN_FOLDER = "FEDGRAFT_RUN_FOLDER"
 CACHE = "FEDGRAFT_CACHE"
+CACHE_GIB = "FEDGRAFT_CACHE_GIB"
+DEFAULT_CACHE_GIB = 50.0
 
 
 def cache_folder() -> Path:
@@ -14,6 +19,22 @@ def cache_folder() -> Path:
     if folder := os.environ.get(CACHE):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedgraft"
+
+
+def cache_bytes() -> int:
+    """How large the feature cache may grow: ``$FEDGRAFT_CACHE_GIB``, else 50 GiB.
+
+    Raises:
+        ConfigError: the variable is no positive number.
+    """
+    text = os.environ.get(CACHE_GIB, "")
+    try:
+        gib = float(text or DEFAULT_CACHE_GIB)
+    except ValueError:
+        gib = math.nan
+    if not 0 < gib < math.inf:
+        raise ConfigError(f"expected a number of GiB above 0 in {CACHE_GIB}, got {text!r}; correct or unset it")
+    return int(gib * 2**30)
 
 
 def run_folder(run_id: int) -> Path:

@@ -12,7 +12,7 @@ from common.backbones.backbone import CutsTexts
 from common.config import RunConfig
 from common.data.federation import Federation, assemble, source_features
 from common.errors import ConfigError
-from common.features import FeatureCache, Progress, cached_backbone, default_cache, first_not_finite
+from common.features import Progress, cached_backbone, default_cache, first_not_finite
 from server.aggregation import build_strategy
 from server.coordinator import Proposal, model_spec, propose
 
@@ -50,7 +50,7 @@ def check(config: RunConfig, progress: Progress | None = None) -> Preflight:
     began = time.perf_counter()
     federation = assemble(config)
     model = model_spec(config, federation.data)
-    FeatureCache(default_cache()).features(cached_backbone(model.backbone), model.cut, federation.data, progress)
+    default_cache().features(cached_backbone(model.backbone), model.cut, federation.data, progress)
     features = source_features(federation, model.backbone, model.cut)
     _check_finite(features, federation)
     seconds = time.perf_counter() - began

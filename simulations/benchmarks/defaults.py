@@ -15,7 +15,7 @@ from torch import Tensor
 
 from client.mechanism import clipped_sum
 from common.data import hold_out, load_source
-from common.features import FeatureCache, cached_backbone, default_cache
+from common.features import cached_backbone, default_cache
 from common.heads import build_head
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.plan import PrivacyTerms
@@ -45,7 +45,7 @@ def main() -> None:
 
 def _records(reference: str) -> tuple[Tensor, Tensor, int]:
     data = load_source("digits")
-    features = FeatureCache(default_cache()).features(cached_backbone(reference), None, data)
+    features = default_cache().features(cached_backbone(reference), None, data)
     return torch.from_numpy(np.array(features)), torch.from_numpy(data.labels), len(data.classes)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.config import RunConfig, load_config
-from common.features import FeatureCache, default_cache
+from common.features import default_cache
 from server.checkpoints import read_lines
 from simulations import preflight
 from simulations.engine import run_in_process
@@ -41,7 +41,7 @@ def main() -> None:
 
 def _run(config: RunConfig) -> tuple[float, float, list[float]]:
     """Seconds for the features (not from the cache), for all rounds, and for each round."""
-    cache = FeatureCache(default_cache())
+    cache = default_cache()
     shutil.rmtree(cache.folder, ignore_errors=True)
     began = time.perf_counter()
     ready = preflight.check(config)

@@ -63,24 +63,14 @@ PATIENTS = {**SITES, "keys": {"label": "target", "threshold": "0"}}
 SETTINGS: Mapping[str, Setting] = {
     "pneumonia": Setting("image-pneumoniamnist/pneumoniamnist.npz", MOBILENET, "auroc"),
     "mednist": Setting("image-mednist-subset/mednist_subset.npz", MOBILENET, "accuracy", UNEVEN),
-    "digits": Setting(
-        "image-digits-multisite/digits.npz",
-        "embedded/glyph",
-        "accuracy",
-        {**SITES, "keys": {"images": "*_x", "labels": "*_y"}},
-    ),
+    "digits": Setting("image-digits-multisite/digits.npz", "embedded/glyph", "accuracy", DIGITS),
     "abstracts": Setting("text-medical-abstracts", "hf/{minilm}", "macro_f1", UNEVEN),
-    "abstracts, GloVe": Setting("text-medical-abstracts", "vectors/../shared/data/weights-glove", "macro_f1", UNEVEN),
+    "abstracts-glove": Setting("text-medical-abstracts", "vectors/../shared/data/weights-glove", "macro_f1", UNEVEN),
     "sms": Setting("text-sms-spam/sms.jsonl", "hf/{minilm}:64", "macro_f1", UNEVEN),
     "ncbi": Setting("ner-ncbi-disease", "hf/{minilm}:64", "entity_f1", rounds=60),
     "pubmedqa": Setting("qa-pubmedqa", "hf/{minilm}", "macro_f1", UNEVEN),
     "xquad": Setting("qa-xquad-en", "hf/{minilm}", "token_f1", rounds=60),
-    "speech": Setting(
-        "audio-fsdd/fsdd.npz",
-        "spectrogram/embedded/glyph",
-        "accuracy",
-        {**SITES, "keys": {"label": "label", "site": "speaker"}},
-    ),
+    "speech": Setting("audio-fsdd/fsdd.npz", "spectrogram/embedded/glyph", "accuracy", SPEECH),
     "heart": Setting("tabular-heart-disease", f"tabular/{HEART}", "auroc", PATIENTS),
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from common.backbones.preprocessing import ImagePreprocessing
 from common.data.local import LocalData
 from common.errors import ConfigError
 from common.features import BATCH, FeatureCache, address, extract, first_not_finite
+from common.segments import bytes_of
 
 
 def images(count: int, seed: int = 0) -> LocalData:
@@ -150,3 +153,34 @@ def test_the_first_feature_that_is_not_finite_is_found() -> None:
     values[4500, 1] = np.inf
     values[4200, 2] = np.nan
     assert first_not_finite(values) == 4200
+
+
+def test_the_cache_stays_within_its_bound(tmp_path: Path) -> None:
+    data, bound = images(20), 7000
+    small = FeatureCache(tmp_path / "cache", most_bytes=bound)
+    for size in (4, 5):  # about 2,100 and 2,900 bytes
+        small.features(raw_pixels(size), None, data)
+    os.utime(tmp_path / "cache" / address(raw_pixels(5), None), (0, 0))
+    small.features(raw_pixels(6), None, data)  # 3,800 more: the one used longest ago makes room
+    assert bytes_of(small.folder) <= bound
+    computed: list[int] = []
+    small.features(raw_pixels(4), None, data, lambda done, total: computed.append(4))
+    assert not computed
+    small.features(raw_pixels(5), None, data, lambda done, total: computed.append(5))
+    assert computed == [5]
+
+
+def test_features_that_can_never_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="FEDGRAFT_CACHE_GIB"):
+        FeatureCache(tmp_path / "cache", most_bytes=100).features(raw_pixels(8), None, images(20))
+
+
+def test_a_folder_that_another_process_drops_is_computed_again(cache: FeatureCache) -> None:
+    data = images(10)
+    before = np.array(cache.features(raw_pixels(4), None, data))
+
+    def drop(done: int, total: int) -> None:
+        shutil.rmtree(cache.folder / address(raw_pixels(4), None), ignore_errors=True)
+
+    shutil.rmtree(cache.folder)
+    assert np.array_equal(cache.features(raw_pixels(4), None, data, drop), before)

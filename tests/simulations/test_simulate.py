@@ -22,7 +22,7 @@ from common import durable
 from common.backbones.controls import raw_pixels
 from common.config import dump_toml
 from common.data import load_source
-from common.features import FeatureCache, default_cache
+from common.features import default_cache
 from common.privacy.accountant import Event, epsilon_rdp
 from common.privacy.entries import read_entries
 from common.privacy.statement import statement_of
@@ -288,7 +288,7 @@ def test_features_that_are_not_finite_are_found_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backbone, digits = raw_pixels(9), load_source("digits")
-    cache = FeatureCache(default_cache())
+    cache = default_cache()
     cache.features(backbone, None, digits)
     (segment,) = [path for path in cache.folder.rglob("*.safetensors") if b"[1797,81]" in path.read_bytes()[:300]]
     content = bytearray(segment.read_bytes())
