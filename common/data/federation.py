@@ -18,7 +18,7 @@ from torch import Tensor
 from common.config import RunConfig
 from common.data import LocalData, hold_out, load_source
 from common.data.partition import node_names, partition
-from common.features import FeatureCache, cached_backbone, default_cache
+from common.features import cached_backbone, default_cache
 from common.targets import make_targets
 
 
@@ -68,7 +68,7 @@ def source_features(federation: Federation, backbone: str, cut: str | None) -> N
     Raises:
         ConfigError: backbone, cut or cache are not usable.
     """
-    return FeatureCache(default_cache()).features(cached_backbone(backbone), cut, federation.data)
+    return default_cache().features(cached_backbone(backbone), cut, federation.data)
 
 
 @lru_cache(maxsize=8)
