@@ -36,7 +36,7 @@ MOST_UNITS = 256
 MADE_UP_UNITS = 3
 WEIGHT_WORK = 140  # reading and adding one entry of a gradient costs as much as so many multiplications
 UNIT_WORK = 3e7  # starting a pass of its own for a unit costs as much as so many
-TOLERANCE = 1e-6  # in float64, where the two ways differ by rounding only
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # by which two ways may differ by rounding
 
 
 @dataclass(frozen=True)
@@ -210,19 +210,27 @@ def choose_way(head: nn.Module, shape: torch.Size) -> Way:
     return way
 
 
-@torch.enable_grad()
 def _find_way(head: nn.Module, shape: torch.Size) -> Way:
     _refuse_statistics(head)
+    try:
+        return _way_in(torch.float64, head, shape)
+    except RuntimeError:  # some networks are written for float32 alone
+        return _way_in(torch.float32, head, shape)
+
+
+@torch.enable_grad()
+def _way_in(dtype: torch.dtype, head: nn.Module, shape: torch.Size) -> Way:
+    """Find out with made-up records of one type."""
     generator = torch.Generator().manual_seed(0)
-    twin = copy.deepcopy(head).double()
+    twin = copy.deepcopy(head).to(dtype)
     for value in twin.parameters():
         if value.requires_grad:  # a classifier of zeros would hide everything below it
-            value.data += 0.1 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
-    copied = _Copied(twin, torch.float64)
+            value.data += 0.1 * torch.randn(value.shape, generator=generator)
+    copied = _Copied(twin, dtype)
     features = _made_up_features(head, shape, generator)
     logits = copied.logits(features)
     _refuse_mixing(copied, features, logits)
-    pull = torch.randn(logits.shape, generator=generator, dtype=torch.float64)
+    pull = torch.randn(logits.shape, generator=generator)
     try:
         layers = _by_layers(copied, lambda logits: (logits * pull).flatten(1).sum(dim=1), features)
     except _NoLayerwiseGradientError:
@@ -231,7 +239,7 @@ def _find_way(head: nn.Module, shape: torch.Size) -> Way:
         _one(copied, lambda logits, unit=unit: (logits * pull[unit]).sum(), features[unit : unit + 1])
         for unit in range(len(features))
     ]
-    if not _agree(layers, expected) or _faster_one_by_one(layers, copied):
+    if not _agree(layers, expected, TOLERANCES[dtype]) or _faster_one_by_one(layers, copied):
         return Way(0)
     size = 8 * 2 * sum(layer.stored for layer in layers)
     return Way(min(MOST_UNITS, max(1, MEMORY // max(size, 1))))
@@ -240,15 +248,15 @@ def _find_way(head: nn.Module, shape: torch.Size) -> Way:
 def _made_up_features(head: nn.Module, shape: torch.Size, generator: torch.Generator) -> Tensor:
     layout = getattr(head, "layout", None)
     if layout is not None:
-        return made_up(layout, MADE_UP_UNITS, generator).double()
-    return torch.randn((MADE_UP_UNITS, *shape), generator=generator, dtype=torch.float64)
+        return made_up(layout, MADE_UP_UNITS, generator)
+    return torch.randn((MADE_UP_UNITS, *shape), generator=generator)
 
 
-def _agree(layers: list[LayerGradients], expected: list[dict[str, Tensor]]) -> bool:
+def _agree(layers: list[LayerGradients], expected: list[dict[str, Tensor]], tolerance: float) -> bool:
     """Whether every unit's norm, and every parameter's sum with unequal factors, is what the definition gives."""
     units = len(expected)
-    norms = torch.stack([torch.stack([value.norm() for value in unit.values()]).norm() for unit in expected])
-    if not torch.allclose(_norms(layers, units), norms, rtol=TOLERANCE, atol=0.0):
+    norms = torch.stack([torch.stack([value.double().norm() for value in unit.values()]).norm() for unit in expected])
+    if not torch.allclose(_norms(layers, units), norms, rtol=tolerance, atol=0.0):
         return False
     factors = torch.linspace(0.5, 1.5, units, dtype=torch.float64)
     everyone = torch.ones(units, dtype=torch.bool)
@@ -256,7 +264,7 @@ def _agree(layers: list[LayerGradients], expected: list[dict[str, Tensor]]) -> b
     for name in {name for unit in expected for name in unit}:
         parts = [float(factor) * unit[name] for factor, unit in zip(factors, expected, strict=True) if name in unit]
         wanted = torch.stack(parts).sum(dim=0)
-        if float((found.get(name, torch.zeros_like(wanted)) - wanted).norm()) > TOLERANCE * float(norms.max()):
+        if float((found.get(name, torch.zeros_like(wanted)) - wanted).norm()) > tolerance * float(norms.max()):
             return False
     return True
 
@@ -287,9 +295,10 @@ def _refuse_mixing(copied: _Copied, features: Tensor, logits: Tensor) -> None:
     """Refuse a head that gives a made-up unit other logits in company than alone."""
     if len(logits) != len(features):
         raise PrivacyError(f"a head must give one row of logits a unit, got {len(logits)} for {len(features)} units")
+    tolerance = TOLERANCES[copied.dtype]
     for unit in range(len(features)):
         alone = copied.logits(features[unit : unit + 1])[0]
-        if not torch.allclose(alone, logits[unit], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        if not torch.allclose(alone, logits[unit], rtol=tolerance, atol=tolerance, equal_nan=True):
             raise PrivacyError(
                 "every layer of a head must treat each unit on its own, got logits that depend on the other units of "
                 "the batch; replace the layer that mixes them, or cut above it"

@@ -125,6 +125,9 @@ def layer_gradients(name: str, layer: nn.Module, passed: Sequence[Passed]) -> La
         passed: of each call.
     """
     doubles = [(given.double(), slope.double()) for given, slope in passed]
+    if isinstance(layer, _OUTER) and not layer.weight.requires_grad:
+        total = torch.stack([_bias(layer, slope) for _, slope in doubles]).sum(dim=0)
+        return Gradients({f"{name}.bias" if name else "bias": total})
     if isinstance(layer, _OUTER):
         matrices = [LAYERS[type(layer)](layer, *pair) for pair in doubles]
         inputs, slopes = (torch.cat(parts, dim=2) for parts in zip(*matrices, strict=True))
@@ -136,6 +139,13 @@ def layer_gradients(name: str, layer: nn.Module, passed: Sequence[Passed]) -> La
             key = names[id(parameter)]
             totals[key] = totals[key] + value if key in totals else value
     return Gradients(totals)
+
+
+def _bias(layer: nn.Module, slope: Tensor) -> Tensor:
+    """Per-unit gradient of a bias: (B, ..., p) or, of a convolution, (B, p, ...) -> (B, p)."""
+    if isinstance(layer, nn.Linear):
+        return slope.reshape(len(slope), -1, slope.shape[-1]).sum(dim=1)
+    return slope.flatten(2).sum(dim=2)
 
 
 def _sampler(layer: nn.Module) -> Any:

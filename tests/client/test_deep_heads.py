@@ -311,6 +311,31 @@ def test_an_empty_batch_gives_zeros(kind: str) -> None:
     assert not any(value.any() for value in found.values.values())
 
 
+class ForFloat32(nn.Module):
+    """A layer of a network that was never meant for another type."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if values.dtype != torch.float32:
+            raise RuntimeError("expected float32")
+        return values.tanh()
+
+
+def test_stages_written_for_float32_alone_are_tried_in_float32() -> None:
+    stage = nn.Sequential(nn.Linear(5, 5), ForFloat32()).requires_grad_(False)
+    head = perturbed(build_head("upper", 5, CLASSES, upper={"stage": stage}))
+    features, targets = data_for("linear", 6, 1)
+    assert choose_way(head, features.shape[1:]).units > 0
+    found = clipped_sum(head, classification_loss, features, targets, 0.5)
+    plain = nn.Sequential(head.get_submodule("stages.stage.0"), nn.Tanh(), head.get_submodule("classifier"))
+    gradients = one_by_one(plain, classification_loss, features, targets)
+    expected = clipped_by_definition(gradients, 0.5)
+    names = {"stages.stage.0": "0", "classifier": "2"}
+    same = {
+        name: expected[name.replace(old, new)] for name in found.values for old, new in names.items() if old in name
+    }
+    assert distance(dict(found.values), same) <= FLOAT32 * 6 * 0.5
+
+
 class LessTheMean(nn.Module):
     """A layer that mixes units."""
 
