@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.backbones.backbone import Activations, Backbone
+from common.backbones.backbone import LENGTH_STEP, Activations, Backbone, CutsTexts, Preprocessing
 from common.backbones.controls import load_reference
 from common.data.local import LocalData
 from common.data.records import Inputs, take_inputs
@@ -135,30 +135,34 @@ def extract(
 ) -> NDArray[np.float32]:
     """One forward pass of the trunk over all records, shape (N, D), float32.
 
-    Every batch has the same shape (the last one is padded), so that a record yields the same bits whatever else is
-    computed with it; a text, whose padding is left out, the same up to rounding. Convolutions run with channels last, a third faster on a CPU, and on a GPU where there is one.
+    Every batch has as many records (the last one is padded) and holds texts of one length, in steps, so that a record
+    yields the same bits whatever else is computed with it. Convolutions run with channels last, a third faster on a
+    CPU, and on a GPU where there is one.
     """
     device = _device()
     trunk = copy.deepcopy(Trunk(backbone, cut)).to(device)  # the backbone itself stays where it is, as it is
     trunk.to(memory_format=torch.channels_last)
-    order = _by_length(data)
-    outputs = []
-    for batch, count in _batches(take_inputs(data.inputs, order)):
-        inputs = _moved(backbone.preprocessing(batch), device)
-        outputs.append(trunk(inputs)[:count].float().cpu().numpy())
+    features, done = np.empty((0, 0), dtype=np.float32), 0
+    for rows in _batches(_steps(backbone.preprocessing, data.inputs)):
+        padded = np.concatenate([rows, np.repeat(rows[-1:], BATCH - len(rows))])
+        inputs = _moved(backbone.preprocessing(take_inputs(data.inputs, padded)), device)
+        values = trunk(inputs)[: len(rows)].float().cpu().numpy()
+        if not len(features):
+            features = np.empty((len(data), values.shape[1]), dtype=np.float32)
+        features[rows], done = values, done + len(rows)
         if progress is not None:
-            progress(min(len(outputs) * BATCH, len(data)), len(data))
-    features = np.empty((len(data), outputs[0].shape[1]), dtype=np.float32)
-    features[order] = np.concatenate(outputs)
+            progress(done, len(data))
     return features
 
 
-def _by_length(data: LocalData) -> NDArray[np.int64]:
-    """An order that puts texts of about one length together, whose padding the trunk can then leave out."""
-    if data.modality not in ("text", "words", "pair"):
-        return np.arange(len(data))
-    lengths = [len(record) if isinstance(record, str) else sum(map(len, record)) for record in data.inputs]
-    return np.argsort(lengths, kind="stable")
+def _steps(preprocessing: Preprocessing, inputs: Inputs) -> NDArray[np.int64]:
+    """How long each record is, in steps of ``LENGTH_STEP`` tokens, shape (N,); all the same but for texts."""
+    if not isinstance(preprocessing, CutsTexts):
+        return np.zeros(len(inputs), dtype=np.int64)
+    parts = [
+        preprocessing.encode(inputs[start : start + 1024]).mask.sum(dim=1) for start in range(0, len(inputs), 1024)
+    ]
+    return np.asarray(torch.cat(parts).div(LENGTH_STEP).ceil().long().numpy())
 
 
 def first_not_finite(features: NDArray[np.float32]) -> int | None:
@@ -186,12 +190,8 @@ def _moved(activations: Activations, device: torch.device) -> Activations:
     return activations.to(device).contiguous(memory_format=layout)
 
 
-def _batches(inputs: Inputs) -> Iterator[tuple[Inputs, int]]:
-    for start in range(0, len(inputs), BATCH):
-        batch = inputs[start : start + BATCH]
-        count = len(batch)
-        if isinstance(batch, np.ndarray):
-            padding = np.repeat(batch[-1:], BATCH - count, axis=0)
-            yield np.concatenate([batch, padding]), count
-        else:
-            yield (*batch, *[batch[-1]] * (BATCH - count)), count
+def _batches(steps: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Indices of the records of each batch, which need equally many steps; long texts first."""
+    for step in np.unique(steps)[::-1]:
+        rows = np.flatnonzero(steps == step)
+        yield from (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))

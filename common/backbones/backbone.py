@@ -37,6 +37,13 @@ class Preprocessing(Protocol):
         """Name everything that decides the result, JSON values only; part of a backbone's digest."""
 
 
+LENGTH_STEP = 32
+"""Tokens: texts that need equally many steps are computed together, padded to the last of them and no further.
+
+How far a text is padded then depends on itself alone, and so do its features, to the last bit.
+"""
+
+
 @dataclass(frozen=True)
 class Encoding:
     """Texts cut into tokens, padded to T.

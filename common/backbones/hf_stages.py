@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.backbones.backbone import LENGTH_STEP
+
 Sequences = tuple[Tensor, Tensor]
 """Hidden states (N, T, d) and, 1 for each of the T that counts, a mask (N, T); both float32."""
 
@@ -84,7 +86,7 @@ class MelEmbeddings(nn.Module):
 class Block(nn.Module):
     """One transformer block, and after the last one the model's final normalisation."""
 
-    def __init__(self, block: nn.Module, norm: nn.Module | None, *, causal: bool, masked: bool) -> None:
+    def __init__(self, block: nn.Module, norm: nn.Module | None, *, causal: bool, masked: bool, trims: bool) -> None:
         """Take a block.
 
         Args:
@@ -93,17 +95,19 @@ class Block(nn.Module):
             causal: each position sees only itself and those before.
             masked: positions without a token are hidden from the others and 0; False where the model was trained
                 without a mask.
+            trims: whether padding is left out while features are extracted, as ``features.extract`` allows for texts.
         """
         super().__init__()
         self.block, self.norm = block, norm or nn.Identity()
-        self.causal, self.masked = causal, masked
+        self.causal, self.masked, self.trims = causal, masked, trims
 
     def forward(self, before: Sequences) -> Sequences:
         """((N, T, d), (N, T)) -> the same shapes."""
         hidden, mask = before
         if not self.masked:
             return self.norm(self.block(hidden, attention_mask=None)), mask
-        whole, longest = mask.shape[1], _longest(mask)
+        whole = mask.shape[1]
+        longest = _longest(mask) if self.trims else whole
         kept = mask[:, :longest]
         hidden = self.norm(self.block(hidden[:, :longest], attention_mask=self._attention(kept))) * kept[:, :, None]
         return functional.pad(hidden, (0, 0, 0, whole - longest)), mask
@@ -151,13 +155,20 @@ class Pool(nn.Module):
 
 
 def blocks(
-    modules: Iterable[nn.Module], final: nn.Module | None, *, causal: bool = False, masked: bool = True
+    modules: Iterable[nn.Module],
+    final: nn.Module | None,
+    *,
+    causal: bool = False,
+    masked: bool = True,
+    trims: bool = True,
 ) -> dict[str, Block]:
     """Name the blocks ``layer.0 … layer.n``; the last one also normalises."""
     listed = list(modules)
     norms = [None] * (len(listed) - 1) + [final]
-    wrapped = [Block(block, norm, causal=causal, masked=masked) for block, norm in zip(listed, norms, strict=True)]
-    return {f"layer.{index}": block for index, block in enumerate(wrapped)}
+    return {
+        f"layer.{index}": Block(block, norm, causal=causal, masked=masked, trims=trims)
+        for index, (block, norm) in enumerate(zip(listed, norms, strict=True))
+    }
 
 
 def encoder_stages(model: Any, pool: str) -> dict[str, nn.Module]:
@@ -195,7 +206,7 @@ def wav2vec2_stages(model: Any, pool: str) -> dict[str, nn.Module]:
     masked = model.config.feat_extract_norm != "group"
     last = model.encoder.layer_norm if model.config.do_stable_layer_norm else None
     first = None if model.config.do_stable_layer_norm else model.encoder.layer_norm
-    layers = blocks(model.encoder.layers, last, masked=masked)
+    layers = blocks(model.encoder.layers, last, masked=masked, trims=False)
     return {"embeddings": WaveEmbeddings(model, first, masked=masked), **layers, "pool": Pool(pool)}
 
 
@@ -207,10 +218,11 @@ def whisper_stages(model: Any, pool: str) -> dict[str, nn.Module]:
 
 
 def _longest(mask: Tensor) -> int:
-    """Positions to work on: while features are extracted, none that is padding in all records of the batch."""
+    """Positions to work on: while features are extracted, no more steps than the longest record of the batch needs."""
     if not torch.is_inference_mode_enabled():
         return mask.shape[1]
-    return max(1, int(mask.sum(dim=1).max()))
+    steps = math.ceil(max(1, int(mask.sum(dim=1).max())) / LENGTH_STEP)
+    return min(mask.shape[1], steps * LENGTH_STEP)
 
 
 def _untranspose(module: nn.Module) -> None:

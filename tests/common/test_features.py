@@ -20,7 +20,9 @@ from common.backbones.preprocessing import ImagePreprocessing
 from common.data.local import LocalData
 from common.errors import ConfigError
 from common.features import BATCH, FeatureCache, address, extract, first_not_finite
+from common.grafting import Trunk
 from common.segments import bytes_of
+from tests.models import minilm_folder
 
 
 def images(count: int, seed: int = 0) -> LocalData:
@@ -184,3 +186,16 @@ def test_a_folder_that_another_process_drops_is_computed_again(cache: FeatureCac
 
     shutil.rmtree(cache.folder)
     assert np.array_equal(cache.features(raw_pixels(4), None, data, drop), before)
+
+
+def test_a_texts_features_do_not_depend_on_its_company(tmp_path: Path) -> None:
+    """Padding is left out while features are computed: how much depends on each text alone, to the last bit."""
+    backbone = load_reference(f"hf/{minilm_folder()}:96")
+    words = ("a fever of unknown origin in an otherwise healthy patient " * 12).split()
+    texts = tuple(" ".join(words[: 3 + 7 * number]) for number in range(14))
+    data = LocalData(texts, np.arange(14) % 2, ("a", "b"), modality="text")
+    together = extract(backbone, None, data)
+    for chosen in ([0], [5], [13], [13, 2, 5]):
+        assert np.array_equal(extract(backbone, None, data.take(np.array(chosen))), together[chosen])
+    plain = Trunk(backbone)(backbone.preprocessing(texts)).numpy()
+    assert np.allclose(together, plain, atol=1e-4)
