@@ -241,7 +241,7 @@ def _way_in(dtype: torch.dtype, head: nn.Module, shape: torch.Size) -> Way:
     ]
     if not _agree(layers, expected, TOLERANCES[dtype]) or _faster_one_by_one(layers, copied):
         return Way(0)
-    size = 8 * 2 * sum(layer.stored for layer in layers)
+    size = 16 * (sum(layer.stored for layer in layers) + len(layers) * features[0].numel())  # and activations, roughly
     return Way(min(MOST_UNITS, max(1, MEMORY // max(size, 1))))
 
 
