@@ -166,6 +166,19 @@ def test_other_classes_than_the_nodes_own_are_refused_before_a_record_is_read(no
     assert spent(node) == 0.0
 
 
+def test_another_task_than_the_nodes_own_is_refused_before_a_record_is_read(node: Node) -> None:
+    """Targets of another task would fail, or mean something else, just where a record has certain labels."""
+    task = small_task()
+    for name in ("multilabel", "tokens", "spans"):
+        model = task.offer.model.model_copy(update={"task": name})
+        offer = dataclasses.replace(task.offer, model=model)
+        with pytest.raises(ConfigError, match="agree on one task"):
+            accept_offer(offer, node)
+        with pytest.raises(ConfigError, match="agree on one task"):
+            train_round(dataclasses.replace(task, offer=offer), node)
+    assert spent(node) == 0.0
+
+
 @pytest.mark.parametrize("round_", [-1, 0, 4, 10**30])
 def test_a_round_that_the_plan_does_not_have_is_refused(round_: int, node: Node) -> None:
     with pytest.raises(ProtocolError, match="from 1 to 3"):
