@@ -123,6 +123,9 @@ class DataConfig(_Section):
     test_fraction: _OpenFraction = Field(
         0.2, description="Share of records held out for the server's test, unless the file has a split column."
     )
+    validation_fraction: Annotated[float, Field(ge=0, lt=1), Expected("a number of at least 0 and below 1")] = Field(
+        0.0, description="Share of the other records that the server keeps to watch the training by; 0 keeps none."
+    )
     keys: Annotated[
         dict[str, str],
         Expected(
@@ -207,6 +210,10 @@ class EvaluationConfig(_Section):
         "none", description="What nodes report of their own accuracy; exact: in simulations only."
     )
     every: _Count = Field(1, description="Rounds between two evaluations at the server; the last always has one.")
+    patience: Annotated[int | None, Field(ge=1, le=_MOST), Expected("a whole number from 1 to 1000000")] = Field(
+        None,
+        description="Stops after so many evaluations without a lower loss on the validation records. Not given: never.",
+    )
 
     @field_validator("baselines")
     @classmethod
@@ -243,6 +250,11 @@ class RunConfig(_Section):
         cohort, nodes = self.federation.cohort, self.federation.nodes
         if cohort is not None and cohort > nodes and self.data.partition != "site":
             raise ValueError(f"federation.cohort: expected at most federation.nodes = {nodes}, came {cohort}")
+        if self.evaluation.patience is not None and self.data.validation_fraction == 0:
+            raise ValueError(
+                "evaluation.patience: expected data.validation_fraction above 0 beside it, came 0; the server needs "
+                "records of its own to stop by"
+            )
         return self
 
 

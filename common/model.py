@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -89,6 +90,16 @@ def make_head(model: ModelSpec, seed: int = 0) -> nn.Module:
         upper=upper,
         train=model.train,
     )
+
+
+def classifier_width(model: ModelSpec) -> int:
+    """How many numbers the classifier is given, for a record or, where each token has its own logits, for a token."""
+    backbone = cached_backbone(model.backbone)
+    cut = list(backbone.stages)[-1] if model.head == "upper" and model.task not in SEQUENCE_TASKS else model.cut
+    shapes = layout_at(model.backbone, cut)
+    if model.task in SEQUENCE_TASKS:
+        return shapes[0][-1]
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def upper_stages(backbone: Backbone, cut: str) -> Mapping[str, nn.Module]:

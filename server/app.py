@@ -57,7 +57,7 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
         proximal_mu=federation.proximal_mu,
     )
     link, store = Link(grid), RunStore(folder, plan.offer.run_id)
-    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate)
+    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch)
     if config.evaluation.node_metrics == "exact":
         accuracies = link.accuracies(EvaluateTask(plan.offer, final.head))
         durable.write_json(folder / "node_metrics.json", accuracies)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.config import RunConfig
@@ -16,13 +18,13 @@ from common.features import as_tensor, cached_backbone
 from common.grafting import threads
 from common.heads import head_arrays
 from common.messages import ModelSpec, Offer
-from common.model import choose_cut, make_head, suited, trained_head
+from common.model import choose_cut, classifier_width, make_head, suited, trained_head
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.canonical import sha256_hex
 from common.privacy.plan import PrivacyTerms
 from common.tasks import Scores, task_named
 from server.defaults import default_clipping_norm
-from server.rounds import RoundPlan
+from server.rounds import Evaluate, RoundPlan
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,14 @@ class Proposal:
         plan: public constants of the rounds.
         start: the head before the first round.
         evaluate: scores a head on the held-out records.
+        watch: scores a head on other records, by what they are: ``"validation"``, the server's own; and ``"train"``, in
+            a simulation that lets exact metrics out.
     """
 
     plan: RoundPlan
     start: dict[str, Tensor]
-    evaluate: Callable[[dict[str, Tensor]], Scores]
+    evaluate: Evaluate
+    watch: Mapping[str, Evaluate]
 
 
 def propose(config: RunConfig, run_id: str) -> Proposal:
@@ -54,12 +59,8 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
     federation = assemble(config)
     check_unit(config, federation)
     model = model_spec(config, federation.data)
-    task = task_named(model.task)
-    features = source_features(federation, model.backbone, model.cut)
-    test = as_tensor(features, federation.test)
-    targets = source_targets(federation, model.backbone)[torch.from_numpy(federation.test)]
     start = make_head(model, seed=config.federation.seed or 0)
-    terms = privacy_terms(config, features.shape[1])
+    terms = privacy_terms(config, classifier_width(model))
     plan = RoundPlan(
         nodes=len(federation.shares),
         offer=Offer(run_id, model, terms),
@@ -68,13 +69,26 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
         seed=_cohort_seed(config, run_id),
         weighting=config.federation.weighting,
         evaluate_every=config.evaluation.every,
+        patience=config.evaluation.patience,
     )
+    watched = {"validation": federation.validation} if len(federation.validation) else {}
+    if config.evaluation.node_metrics == "exact":
+        watched["train"] = np.concatenate(list(federation.shares.values()))
+    watch = {name: _scorer(federation, model, rows) for name, rows in watched.items()}
+    return Proposal(plan, head_arrays(start), _scorer(federation, model, federation.test), watch)
 
-    def evaluate(head: dict[str, Tensor]) -> Scores:
+
+def _scorer(federation: Federation, model: ModelSpec, rows: NDArray[np.int64]) -> Evaluate:
+    """Scores a head on some records."""
+    task = task_named(model.task)
+    features = as_tensor(source_features(federation, model.backbone, model.cut), rows)
+    targets = source_targets(federation, model.backbone)[torch.from_numpy(rows)]
+
+    def score(head: dict[str, Tensor]) -> Scores:
         with threads(1):
-            return task.score(trained_head(model, head), test, targets)
+            return task.score(trained_head(model, head), features, targets)
 
-    return Proposal(plan, head_arrays(start), evaluate)
+    return score
 
 
 def _cohort_seed(config: RunConfig, run_id: str) -> int:
@@ -107,7 +121,7 @@ def privacy_terms(config: RunConfig, features: int) -> PrivacyTerms:
 
     Args:
         config: of the run.
-        features: D, which a default clipping norm depends on.
+        features: how many the classifier is given, which a default clipping norm depends on.
 
     Raises:
         PrivacyError: the section asks for what cannot be promised.

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from flwr.serverapp.strategy import FedAvg
@@ -17,11 +18,12 @@ from common.messages import Offer, Reason
 from common.privacy.accountant import epsilon_by_round
 from common.tasks import Scores
 from server.aggregation import aggregate, restore_strategy, strategy_state
-from server.checkpoints import Checkpoint, Line, RunStore
+from server.checkpoints import Checkpoint, Line, RunStore, read_lines
 from server.defaults import default_learning_rate
 from server.link import Answers, CohortView, Link, Member
 
 Evaluate = Callable[[dict[str, Tensor]], Scores]
+NOTHING: Mapping[str, Evaluate] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class RoundPlan:
         seed: of the choice of cohorts; public, and the same after a resume.
         weighting: ``"equal"`` or ``"declared"`` (by the nodes' declared sizes).
         evaluate_every: the head is evaluated after every so many rounds, and after the last.
+        patience: evaluations without a lower validation loss after which the run stops; None is never.
     """
 
     nodes: int
@@ -45,6 +48,7 @@ class RoundPlan:
     seed: int
     weighting: str
     evaluate_every: int
+    patience: int | None = None
 
     @property
     def rounds(self) -> int:
@@ -53,9 +57,15 @@ class RoundPlan:
 
 
 def run_rounds(
-    plan: RoundPlan, link: Link, strategy: FedAvg, store: RunStore, start: dict[str, Tensor], evaluate: Evaluate
+    plan: RoundPlan,
+    link: Link,
+    strategy: FedAvg,
+    store: RunStore,
+    start: dict[str, Tensor],
+    evaluate: Evaluate,
+    watch: Mapping[str, Evaluate] = NOTHING,
 ) -> Checkpoint:
-    """Run, or continue, a federation to its last round.
+    """Run, or continue, a federation to its last round, or until its patience ends.
 
     Args:
         plan: public constants of the run.
@@ -64,6 +74,7 @@ def run_rounds(
         store: where checkpoints are read and written.
         start: the head before the first round.
         evaluate: scores a head on the server's own held-out records.
+        watch: scores it on others, by their name; nothing but ``"validation"`` decides when to stop.
 
     Returns:
         The state after the last round.
@@ -79,13 +90,32 @@ def run_rounds(
     link.offer(plan.offer)
     _check_members(link, plan)
     plan = replace(plan, learning_rate=learning_rate(plan, link.members.values(), state.head))
-    while state.round < plan.rounds:
-        state = run_round(state, plan, link, strategy, evaluate)
+    while state.round < plan.rounds and not out_of_patience(store, plan.patience):
+        state = run_round(state, plan, link, strategy, evaluate, watch)
         store.save(state)
     return state
 
 
-def run_round(state: Checkpoint, plan: RoundPlan, link: Link, strategy: FedAvg, evaluate: Evaluate) -> Checkpoint:
+def out_of_patience(store: RunStore, patience: int | None) -> bool:
+    """Whether the validation loss has not fallen below its lowest for so many evaluations.
+
+    It is the server's own records' loss, a public signal: stopping by it spends nothing, and saves the rounds' epsilon.
+    """
+    if patience is None:
+        return False
+    losses = [line["validation_loss"] for line in read_lines(store.log) if "validation_loss" in line]
+    known = [math.inf if loss is None else loss for loss in losses]
+    return len(known) > patience and min(known[-patience:]) >= min(known[:-patience])
+
+
+def run_round(
+    state: Checkpoint,
+    plan: RoundPlan,
+    link: Link,
+    strategy: FedAvg,
+    evaluate: Evaluate,
+    watch: Mapping[str, Evaluate] = NOTHING,
+) -> Checkpoint:
     """One round: the state before it, and the state after it.
 
     Raises:
@@ -108,8 +138,10 @@ def run_round(state: Checkpoint, plan: RoundPlan, link: Link, strategy: FedAvg, 
             f"updates in round {round_}; add nodes or choose another federation.strategy"
         )
     participation = _count(state.participation, answers)
-    scores = evaluate(head) if round_ % plan.evaluate_every == 0 or round_ == plan.rounds else None
-    line = _line(round_, scores, answers, participation, plan, state.head) | {"seconds": time.perf_counter() - began}
+    due = round_ % plan.evaluate_every == 0 or round_ == plan.rounds
+    scores = evaluate(head) if due else None
+    line = _line(round_, scores, answers, participation, plan, state.head)
+    line |= _watched(head, watch if due else NOTHING) | {"seconds": time.perf_counter() - began}
     return Checkpoint(round_, head, strategy_state(strategy), participation, line)
 
 
@@ -171,7 +203,7 @@ def _line(
     return {
         "round": round_,
         "accuracy": None if scores is None else scores.accuracy,
-        "loss": None if scores is None or not math.isfinite(scores.loss) else scores.loss,
+        "loss": None if scores is None else _finite(scores.loss),
         "epsilon": epsilon_by_round(plan.offer.terms)[max(participation.values())],
         "nodes": len(answers.updates),
         "failed": dict(answers.failed),
@@ -179,6 +211,19 @@ def _line(
         "bytes_down": head_bytes * asked,
         "bytes_up": head_bytes * len(answers.updates),
     }
+
+
+def _watched(head: dict[str, Tensor], watch: Mapping[str, Evaluate]) -> Line:
+    """Accuracy and loss on the records that are watched, each under their name."""
+    line: Line = {}
+    for name, evaluate in watch.items():
+        scores = evaluate(head)
+        line |= {f"{name}_accuracy": scores.accuracy, f"{name}_loss": _finite(scores.loss)}
+    return line
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def _nobody(failed: Mapping[str, str], round_: int) -> ProtocolError | PrivacyError:

@@ -8,7 +8,7 @@ it is a pure function of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -29,11 +29,13 @@ class Federation:
     Attributes:
         data: every record, training and held-out ones.
         test: indices of the held-out records, which no node sees.
+        validation: indices of the records by which the server watches the training, which no node sees; often none.
         shares: node name to the indices of its records, in node order.
     """
 
     data: LocalData
     test: NDArray[np.int64]
+    validation: NDArray[np.int64]
     shares: Mapping[str, NDArray[np.int64]]
 
     @property
@@ -58,6 +60,7 @@ def assemble(config: RunConfig) -> Federation:
         data.alpha,
         data.shards_per_node,
         data.test_fraction,
+        data.validation_fraction,
     )
 
 
@@ -96,9 +99,14 @@ def _assemble(
     alpha: float,
     shards_per_node: int,
     test_fraction: float,
+    validation_fraction: float,
 ) -> Federation:
     data = _load(source, keys)
     train, test = hold_out(data, test_fraction, seed)
+    validation = np.empty(0, dtype=np.int64)
+    if validation_fraction > 0:
+        kept, watched = hold_out(replace(data.take(train), split=None), validation_fraction, seed)
+        train, validation = train[kept], train[watched]
     parts = partition(
         data.strata[train],
         len(data.strata_names),
@@ -112,4 +120,4 @@ def _assemble(
     )
     names = node_names(len(parts), sites=None if scheme != "site" or data.site is None else data.site[train])
     shares = {name: train[part] for name, part in zip(names, parts, strict=True)}
-    return Federation(data, test, shares)
+    return Federation(data, test, validation, shares)

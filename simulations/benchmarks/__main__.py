@@ -1,4 +1,4 @@
-"""``python -m simulations.benchmarks [NAME…]``: accuracy, rounds, defaults, tasks; all of them without a name."""
+"""``python -m simulations.benchmarks [NAME…]``, with names out of ``BENCHMARKS``; all of them without a name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 from common.errors import ConfigError
 
-BENCHMARKS = ("accuracy", "rounds", "defaults", "tasks")
+BENCHMARKS = ("accuracy", "rounds", "defaults", "tasks", "heads", "head_defaults")
 
 
 def main(names: list[str]) -> None:

@@ -21,6 +21,7 @@ def rounds(run: Run) -> Markup:
     return join(
         [
             element("div", accuracy_plot(run), loss_plot(run), epsilon_plot(run), seconds_plot(run), class_="grid"),
+            watched_plot(run),
             element("div", replies_plot(run), failures_table(run), class_="pair") if troubled_rounds(run) else None,
             rounds_table(run),
         ]
@@ -62,6 +63,22 @@ def loss_plot(run: Run) -> Markup:
         f"Mean loss on held-out records, from {wording.plain(round(mean[0], 4))} to {wording.plain(round(mean[-1], 4))}"
     )
     return plate("loss", "Loss over rounds", figure, f"{note}.", f"{note}{faint(lines)}.{triangles(run)}")
+
+
+def watched_plot(run: Run) -> Markup | None:
+    """Draw the loss on the records that the training was watched by, beside the held-out one: does it overfit?"""
+    values: dict[str, Callable[[RoundLine], float | None]] = {
+        "held out": lambda line: line.loss,
+        "validation": lambda line: line.validation_loss,
+        "training": lambda line: line.train_loss,
+    }
+    means = {name: figures.mean_curve(lines) for name, value in values.items() if (lines := curves(run, value))}
+    if len(means) < 2:
+        return None
+    figure = figures.together(means)
+    last = ", ".join(f"{name} {wording.plain(round(curve.values[-1], 4))}" for name, curve in means.items())
+    note = f"Mean loss after the last round: {last}. A training loss that falls while the others rise is overfitting."
+    return plate("watched", "Training, validation and held-out loss", figure, note, note)
 
 
 def seconds_plot(run: Run) -> Markup:

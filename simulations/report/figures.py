@@ -126,6 +126,20 @@ def spending(rounds: Sequence[int], epsilons: Sequence[float], budget: float | N
     return figure
 
 
+def together(lines: Mapping[str, Curve]) -> Figure:
+    """Draw up to three values over rounds in one plot, each named at its end."""
+    figure, axes = canvas(WIDTH, 190, left=36, right=90, top=10)
+    colours = dict(zip(lines, (ACCENT, WARM, MUTED), strict=False))
+    for name, line in lines.items():
+        axes.plot(line.rounds, line.values, color=colours[name])
+    values = [value for line in lines.values() for value in line.values]
+    last = max(line.rounds[-1] for line in lines.values())
+    axes.set(xlim=(1, max(last, 2)), ylim=(min(0.0, *values), 1.08 * max(values) or 1.0), xlabel="round")
+    rule(axes, as_percent=False)
+    end_labels(axes, [(line.values[-1], name, colours[name]) for name, line in lines.items()])
+    return figure
+
+
 def replies(rounds: Sequence[int], replied: Sequence[int], failed: Sequence[int]) -> Figure:
     """Draw how many nodes replied and failed in each round."""
     figure, axes = canvas(WIDTH, 150, left=36, right=94, top=10)

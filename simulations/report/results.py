@@ -83,6 +83,8 @@ class RoundLine:
     seconds: float | None
     bytes_down: float | None
     bytes_up: float | None
+    train_loss: float | None = None
+    validation_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,8 @@ def round_line(number: int, facts: Facts) -> RoundLine:
         seconds=facts.number("seconds"),
         bytes_down=facts.number("bytes_down"),
         bytes_up=facts.number("bytes_up"),
+        train_loss=facts.number("train_loss"),
+        validation_loss=facts.number("validation_loss"),
     )
 
 

@@ -59,6 +59,9 @@ def headline(facts: Facts) -> Text:
     """Return the table's title."""
     meaning = wording.ACCURACIES.get(facts.text("data", "task") or "")
     counts = f"{wording.many(facts.number('nodes'), 'node')}, {wording.many(facts.number('rounds'), 'round')}"
+    planned = facts.number("rounds_planned")
+    if planned is not None and planned != facts.number("rounds"):
+        counts += f" of {wording.whole(planned)}, stopped by the validation records"
     return Text(counts if meaning is None else f"{counts}; accuracy: {meaning}")
 
 

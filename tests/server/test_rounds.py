@@ -17,6 +17,7 @@ import server.app
 from client.home import open_simulated_ledger, simulated_in_process
 from common import wire
 from common.config import RunConfig, to_flat
+from common.data.federation import assemble
 from common.errors import PrivacyError, ProtocolError
 from common.messages import Reason, Refusal
 from common.privacy.accountant import epsilon_by_round
@@ -267,3 +268,35 @@ def test_weights_are_declared_sizes_or_equal(tmp_path: Path) -> None:
         assert latest is not None
         heads.append(latest.head["weight"])
     assert not torch.equal(heads[0], heads[1])
+
+
+def test_a_run_stops_when_its_patience_ends_and_spends_no_more(tmp_path: Path) -> None:
+    config = small_config(
+        federation={"rounds": 12},
+        data={"validation_fraction": 0.2},
+        training={"learning_rate": 50.0},  # far too large: the loss rises soon
+        evaluation={"patience": 2, "node_metrics": "exact"},
+    )
+    run_in_process(config, tmp_path, range(4))
+    lines = read_lines(tmp_path / "rounds.jsonl")
+    losses = [line["validation_loss"] for line in lines]
+    assert 3 <= len(lines) < 12
+    assert min(losses[-2:]) >= min(losses[:-2])
+    assert all({"train_loss", "train_accuracy", "validation_accuracy"} <= line.keys() for line in lines)
+    table = epsilon_by_round(propose(config, "x").plan.offer.terms)
+    assert lines[-1]["epsilon"] == table[len(lines)] < table[12]
+    run_in_process(config, tmp_path, range(4))  # a resume finds it finished
+    assert read_lines(tmp_path / "rounds.jsonl") == lines
+
+
+def test_validation_records_are_neither_trained_nor_tested_on() -> None:
+    federation = assemble(small_config(data={"validation_fraction": 0.2}))
+    parts = [federation.test, federation.validation, *federation.shares.values()]
+    everything = np.concatenate(parts)
+    assert len(federation.validation) == 288
+    assert len(np.unique(everything)) == len(everything) == len(federation.data)
+
+
+def test_patience_without_validation_records_is_refused() -> None:
+    with pytest.raises(ValueError, match="validation_fraction above 0"):
+        small_config(evaluation={"patience": 2})
