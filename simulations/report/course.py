@@ -21,7 +21,7 @@ def rounds(run: Run) -> Markup:
     return join(
         [
             element("div", accuracy_plot(run), loss_plot(run), epsilon_plot(run), seconds_plot(run), class_="grid"),
-            watched_plot(run),
+            element("div", watched, class_="grid") if (watched := watched_plot(run)) else None,
             element("div", replies_plot(run), failures_table(run), class_="pair") if troubled_rounds(run) else None,
             rounds_table(run),
         ]
