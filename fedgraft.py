@@ -56,8 +56,8 @@ COMMANDS = {
         "fedgraft predict runs/first/model digit.png",
     ),
     "backbones": LazyCommand(
-        "common.backbones_cli:backbones",
-        "Look at the pre-trained backbones, or pack one.",
+        "simulations.rank_cli:backbones",
+        "Look at the pre-trained backbones, rank them for data, or pack one.",
         "fedgraft backbones list",
     ),
     "cache": LazyCommand(

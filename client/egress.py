@@ -1,7 +1,7 @@
 """The egress gate: the only way out of a node.
 
-A reply is one of four types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
-examples, no text of an exception. What is not on the list does not leave.
+A reply is one of four types or the noised statistics of a candidate backbone, and each holds nothing but what is listed
+here: no loss, no gradient norm, no number of examples, no text of an exception. What is not on the list does not leave.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
@@ -37,6 +39,21 @@ def release_update(head: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Up
     if any(value.dtype != torch.float32 or not bool(value.isfinite().all()) for value in head.values()):
         raise PrivacyError("expected an update of finite float32 values, got others; nothing was released")
     return Update({name: value.detach().clone() for name, value in head.items()})
+
+
+def release_statistics(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Let the noised statistics of a candidate backbone out, see ``common.noised_moments``.
+
+    Args:
+        values: with their noise.
+        size: how many numbers they are, by public constants.
+
+    Raises:
+        PrivacyError: anything but so many finite float64 numbers; nothing is released.
+    """
+    if values.dtype != np.float64 or values.shape != (size,) or not bool(np.isfinite(values).all()):
+        raise PrivacyError(f"expected {size} finite float64 statistics, got others; nothing was released")
+    return values.copy()
 
 
 def release_metrics(accuracy: float, policy: Literal["none", "exact"], *, simulated: bool) -> Metrics:
