@@ -65,7 +65,12 @@ SETTINGS: Mapping[str, Setting] = {
     "mednist": Setting("image-mednist-subset/mednist_subset.npz", MOBILENET, "accuracy", UNEVEN),
     "digits": Setting("image-digits-multisite/digits.npz", "embedded/glyph", "accuracy", DIGITS),
     "abstracts": Setting("text-medical-abstracts", "hf/{minilm}", "macro_f1", UNEVEN),
-    "abstracts-glove": Setting("text-medical-abstracts", "vectors/../shared/data/weights-glove", "macro_f1", UNEVEN),
+    "abstracts-glove": Setting(
+        "text-medical-abstracts",
+        "vectors/../shared/data/weights-glove/glove_twitter_25d.safetensors",
+        "macro_f1",
+        UNEVEN,
+    ),
     "sms": Setting("text-sms-spam/sms.jsonl", "hf/{minilm}:64", "macro_f1", UNEVEN),
     "ncbi": Setting("ner-ncbi-disease", "hf/{minilm}:64", "entity_f1", rounds=60),
     "pubmedqa": Setting("qa-pubmedqa", "hf/{minilm}", "macro_f1", UNEVEN),
