@@ -2,9 +2,10 @@
 
 The score is LogME (You et al. 2021, arXiv:2102.11005), the log of the probability that a linear model with a Gaussian
 prior gives to the labels, maximised over the prior's and the noise's variance, a record and a class. Three things are
-done otherwise than in the paper's algorithm, none of which changes what is computed:
+done otherwise than in the paper's algorithm:
 
-- an intercept that no prior holds back is part of the model, as it is part of a head: features and labels are centred;
+- an intercept with a flat prior is part of the model, as it is part of a head. Integrated out, it leaves the centred
+  features and labels in the N - 1 dimensions beside the constant (counting N would make perfect fits infinitely good);
 - the maximum is found by a search over the one ratio that matters, with the other variance in closed form, where the
   paper iterates to a fixed point, which need not be the largest maximum;
 - records enter through sums only (or, where there are more features than records, through the records' products).
@@ -59,13 +60,13 @@ class Spectrum:
         values: squared singular values of the centred features, shape (R,), > 0.
         energies: squared products of each target with each direction's scores, shape (K, R).
         variances: squared length of each centred target, shape (K,).
-        weight: number of records.
+        freedom: number of records less one, for the intercept.
     """
 
     values: Values
     energies: Values
     variances: Values
-    weight: float
+    freedom: float
 
 
 def moments(features: Values, targets: Values, weights: Values | None = None) -> Moments:
@@ -97,7 +98,7 @@ def spectrum_of_moments(sums: Moments) -> Spectrum:
     shifted = sums.sums - np.outer(sums.totals, mean)
     energies = (shifted @ directions) ** 2
     variances = sums.products - sums.totals**2 / sums.weight
-    return _without_rounding(values, energies, variances, sums.weight)
+    return _without_rounding(values, energies, variances, sums.weight - 1)
 
 
 def spectrum_of_records(features: Values, targets: Values, weights: Values | None = None) -> Spectrum:
@@ -113,7 +114,7 @@ def spectrum_of_records(features: Values, targets: Values, weights: Values | Non
     y = (y - (roots**2 * y).sum(axis=0) / weight) * roots
     values, vectors = np.linalg.eigh(x @ x.T)
     energies = np.maximum(values, 0.0) * (y.T @ vectors) ** 2
-    return _without_rounding(values, energies, (y**2).sum(axis=0), weight)
+    return _without_rounding(values, energies, (y**2).sum(axis=0), weight - 1)
 
 
 def score_records(features: NDArray[np.floating], targets: Values, weights: Values | None = None) -> float:
@@ -160,17 +161,17 @@ def log_evidence(spectrum: Spectrum) -> float:
 
     Source: You et al. 2021, arXiv:2102.11005, equation 2; MacKay 1992, doi:10.1162/neco.1992.4.3.415.
     """
-    varying = spectrum.variances > _NEGLIGIBLE * spectrum.weight
-    if not varying.any():
+    varying = spectrum.variances > _NEGLIGIBLE * abs(spectrum.freedom)
+    if spectrum.freedom <= 0 or not varying.any():
         raise ConfigError("expected records of at least two classes, got one; choose more records")
     if not len(spectrum.values):
-        variances = spectrum.variances[varying] / spectrum.weight
+        variances = spectrum.variances[varying] / spectrum.freedom
         return float(np.mean(-0.5 * (1 + np.log(2 * np.pi * variances))))
     rows = zip(spectrum.energies[varying], spectrum.variances[varying], strict=True)
-    return float(np.mean([_best(spectrum.values, energies, variance, spectrum.weight) for energies, variance in rows]))
+    return float(np.mean([_best(spectrum.values, energies, variance, spectrum.freedom) for energies, variance in rows]))
 
 
-def _best(values: Values, energies: Values, variance: float, weight: float) -> float:
+def _best(values: Values, energies: Values, variance: float, freedom: float) -> float:
     """The largest evidence of one target over all ratios of precisions."""
 
     def evidence(ratios: Values) -> Values:
@@ -179,7 +180,7 @@ def _best(values: Values, energies: Values, variance: float, weight: float) -> f
         left = outside + shrunk @ (energies / values)
         left = np.maximum(left, _NEGLIGIBLE * variance)
         volume = np.log1p(values / ratios[:, None]).sum(axis=1)
-        result: Values = -0.5 * (1 + np.log(2 * np.pi * left / weight) + volume / weight)
+        result: Values = -0.5 * (1 + np.log(2 * np.pi * left / freedom) + volume / freedom)
         return result
 
     grid = RATIOS * values.mean()
@@ -205,7 +206,7 @@ def _golden(score: Callable[[float], float], low: float, high: float) -> float:
     return max(at_left, at_right)
 
 
-def _without_rounding(values: Values, energies: Values, variances: Values, weight: float) -> Spectrum:
+def _without_rounding(values: Values, energies: Values, variances: Values, freedom: float) -> Spectrum:
     """Leave out directions in which no record differs."""
     kept = values > _NEGLIGIBLE * max(float(values.max(initial=0.0)), np.finfo(np.float64).tiny)
-    return Spectrum(values[kept], energies[:, kept], np.maximum(variances, 0.0), weight)
+    return Spectrum(values[kept], energies[:, kept], np.maximum(variances, 0.0), freedom)

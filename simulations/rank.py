@@ -154,12 +154,13 @@ def rank(
     models = _models(config, federation.data, candidates, cuts)
     terms = None if private is None else _terms(config, federation, private[0], len(models))
     rows = np.sort(np.concatenate(list(federation.shares.values())))
-    chosen = _some(rows, records, config.federation.seed or 0)
+    chosen = draw(rows, records, config.federation.seed or 0)
     sample = federation.data.take(chosen)
-    scored = [_exact(model, sample, progress) for model in models]
-    spending = None
-    if private is not None and terms is not None:
+    privately, spending = None, None
+    if private is not None and terms is not None:  # first: the features of all records then lie in one piece
         privately, spending = _private(config, federation, models, terms, private[1], progress)
+    scored = [_exact(model, sample, progress) for model in models]
+    if privately is not None:
         scored = [
             replace(one, private_score=score, private_error=error)
             for one, (score, error) in zip(scored, privately, strict=True)
@@ -187,8 +188,8 @@ def _cuts(reference: str, cut: str | None, cuts: Cuts, task: str) -> list[str | 
     return [*fitting] or [None]  # None: choose_cut says why none fits
 
 
-def _some(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """At most so many of the rows, drawn by the seed."""
+def draw(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many of the rows, drawn by the seed, in order."""
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng([seed, most]).permutation(rows)[:most])
