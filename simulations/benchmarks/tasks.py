@@ -72,9 +72,9 @@ SETTINGS: Mapping[str, Setting] = {
         UNEVEN,
     ),
     "sms": Setting("text-sms-spam/sms.jsonl", "hf/{minilm}:64", "macro_f1", UNEVEN),
-    "ncbi": Setting("ner-ncbi-disease", "hf/{minilm}:64", "entity_f1", rounds=60),
+    "ncbi": Setting("ner-ncbi-disease", "hf/{minilm}:64", "entity_f1"),
     "pubmedqa": Setting("qa-pubmedqa", "hf/{minilm}", "macro_f1", UNEVEN),
-    "xquad": Setting("qa-xquad-en", "hf/{minilm}", "token_f1", rounds=60),
+    "xquad": Setting("qa-xquad-en", "hf/{minilm}", "token_f1"),
     "speech": Setting("audio-fsdd/fsdd.npz", "spectrogram/embedded/glyph", "accuracy", SPEECH),
     "heart": Setting("tabular-heart-disease", f"tabular/{HEART}", "auroc", PATIENTS),
 }
