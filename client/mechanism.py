@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from client.clipping import ClippedSum, clip_factors, unreduced
 from client.deep_heads import deep_clipped_sum
-from client.layer_gradients import OuterProducts
 from common.errors import PrivacyError
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
@@ -15,7 +15,6 @@ from common.tasks import PerUnitLoss, classification_loss
 from common.token_heads import TokenLinear
 
 __all__ = ["ClippedSum", "clipped_sum", "noisy_gradient"]
-TOKEN_UNITS = 32  # records of a token head that are in float64 at a time
 
 
 def clipped_sum(
@@ -23,9 +22,8 @@ def clipped_sum(
 ) -> ClippedSum:
     """Sum the gradients of all units, each scaled down to an L2 norm of at most ``clipping_norm``.
 
-    A linear head with one feature vector a unit takes a closed form that stores no per-sample gradient, and one over
-    tokens takes products of positions; every other head goes through ``deep_heads``. Norms and sums are float64, and
-    ``head`` is left untouched.
+    A linear head with one feature vector a unit takes a closed form that stores no per-sample gradient; every other
+    head takes the gradient of each unit by itself. Norms and sums are float64, and ``head`` is left untouched.
 
     Args:
         head: maps (B, ...) features to (B, ...) logits; frozen parameters are skipped, dropout is off.
@@ -106,8 +104,9 @@ def _linear_clipped_sum(
 def _logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets: Tensor) -> Tensor:
     """Slope of each unit's loss along its logits, shape (B, K), float64."""
     with torch.no_grad():
-        bias = None if head.bias is None else head.bias.double()
-        logits = nn.functional.linear(inputs, head.weight.double(), bias)
+        logits = _unit_by_unit(inputs, head.weight.double())
+        if head.bias is not None:
+            logits = logits + head.bias.double()
         if loss is classification_loss:  # its slope is known: no graph has to be built
             slopes = logits.softmax(dim=1)
             slopes[torch.arange(len(targets)), targets] -= 1.0
@@ -118,21 +117,33 @@ def _logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets
         return torch.autograd.grad(losses.sum(), logits)[0]
 
 
+def _unit_by_unit(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Products (B, K) of inputs (B, D) and weights (K, D), one small product a unit.
+
+    In one large product a unit's last bits depend on how many others there are, and weights chosen by a server, two
+    rows that are the same up to their order, can turn a last bit into another gradient.
+    """
+    with np.errstate(all="ignore"):  # what is not finite is counted later
+        return torch.from_numpy(np.matmul(inputs.numpy()[:, None, :], weight.numpy().T)[:, 0, :])
+
+
 def _token_clipped_sum(
     head: TokenLinear, loss: PerUnitLoss, features: Tensor, targets: Tensor, clipping_norm: float
 ) -> ClippedSum:
-    """Clip gradients of a layer over tokens, each a sum of outer products sum_t g_t a_t^T, some units at a time."""
-    named = {name: tuple(value.shape) for name, value in head.named_parameters() if value.requires_grad}
+    """Clip gradients of a layer over tokens, sum_t g_t a_t^T, each formed and measured by itself."""
+    named = {name: value.shape for name, value in head.named_parameters() if value.requires_grad}
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in named.items()}
-    weight, bias = ((name, named[name]) if name in named else None for name in ("weight", "bias"))
     spoiled = 0
-    for part, aims in zip(torch.split(features, TOKEN_UNITS), torch.split(targets, TOKEN_UNITS), strict=True):
-        states, mask = head.parts(part.detach().double())
-        products = OuterProducts(states[:, None], _token_slopes(head, loss, states, mask, aims)[:, None], weight, bias)
-        factors, finite = clip_factors(products.squares().sqrt(), clipping_norm)
-        for name, value in products.weighted(factors, finite).items():
-            sums[name] += value
-        spoiled += int((~finite).sum())
+    for unit in range(len(features)):
+        states, mask = head.parts(features[unit : unit + 1].detach().double())
+        slopes = _token_slopes(head, loss, states, mask, targets[unit : unit + 1])[0]
+        whole = {"weight": slopes.T @ states[0], "bias": slopes.sum(dim=0)}
+        norm = torch.stack([whole[name].norm() for name in named]).norm() if named else torch.zeros(())
+        factors, finite = clip_factors(norm[None], clipping_norm)
+        if bool(finite):
+            for name in named:
+                sums[name].add_(whole[name], alpha=float(factors))
+        spoiled += int(not bool(finite))
     return ClippedSum(sums, clipping_norm, spoiled)
 
 

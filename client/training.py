@@ -14,7 +14,7 @@ from client.mechanism import clipped_sum, noisy_gradient
 from common.errors import ConfigError, ProtocolError
 from common.heads import arrays_digest, head_arrays
 from common.messages import EvaluateTask, Hello, Metrics, Offer, TrainTask, Update
-from common.model import trained_head
+from common.model import make_head, trained_head
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
 from common.tasks import task_named
@@ -46,6 +46,7 @@ def train_round(task: TrainTask, node: Node) -> Update:
     plan = _accept(task.offer, node)
     if not 1 <= task.round <= plan.terms.rounds:
         raise ProtocolError(f"expected a round from 1 to {plan.terms.rounds}, got {task.round}; refuse the message")
+    trained_head(task.offer.model, task.head)  # a head that does not fit is refused before anything is paid
     with node.open_ledger() as ledger:
         spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=arrays_digest(task.head))
         reservation = ledger.reserve(spend, plan)
@@ -86,7 +87,16 @@ def private_update(
             for name, value in parameters.items():
                 pull = task.proximal_mu * (value - task.head[name])
                 value.sub_(task.learning_rate * (gradient[name] + pull))
-    return head_arrays(head)
+    return {name: _bounded(value) for name, value in head_arrays(head).items()}
+
+
+def _bounded(values: Tensor) -> Tensor:
+    """Finite values, whatever the learning rate: a round that was paid for must not be refused for what its noise was.
+
+    The refusal would be an answer about a draw that nobody pays for, and the next try would draw anew.
+    """
+    limits = torch.finfo(values.dtype)
+    return values.nan_to_num(nan=0.0, posinf=limits.max, neginf=limits.min)
 
 
 def evaluate(task: EvaluateTask, node: Node) -> Metrics:
@@ -122,4 +132,5 @@ def _accept(offer: Offer, node: Node) -> PrivacyPlan:
             f"expected the {len(node.classes)} classes of this node's data, the server's model has "
             f"{len(offer.model.classes)}, or other names or another order; agree on one class list"
         )
+    make_head(offer.model)  # cut, head and what of it is trained
     return plan

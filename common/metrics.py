@@ -12,6 +12,7 @@ Metrics = dict[str, float | None]
 LONGEST_ANSWER = 30  # tokens
 
 _IGNORED = -100
+_PLAIN = {"S": "B", "U": "B", "E": "I", "L": "I"}
 
 
 def classification(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
@@ -61,7 +62,8 @@ def tokens(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics
 def entities(tags: list[str]) -> set[tuple[int, int, str]]:
     """First word, word after the last, and kind of each entity that BIO tags mark.
 
-    An I- tag without its B- begins an entity, as the CoNLL script has it.
+    An I- tag without its B- begins an entity, as the CoNLL script has it. E- or L- ends one, S- or U- is one by itself
+    (IOBES and BILOU).
 
     >>> sorted(entities(["O", "B-Drug", "I-Drug", "B-Drug", "I-Gene"]))
     [(1, 3, 'Drug'), (3, 4, 'Drug'), (4, 5, 'Gene')]
@@ -69,6 +71,7 @@ def entities(tags: list[str]) -> set[tuple[int, int, str]]:
     found, start, kind = set(), 0, ""
     for position, tag in enumerate([*tags, "O"]):
         prefix, _, name = tag.partition("-")
+        prefix = _PLAIN.get(prefix, prefix)
         if kind and (prefix != "I" or name != kind):
             found.add((start, position, kind))
             kind = ""

@@ -59,9 +59,9 @@ def choose_cut(reference: str, cut: str | None, task: str) -> str:
     names = list(backbone.stages) if cut is None else [cut_point(backbone, cut)]
     fitting = [name for name in names if is_sequence(layout_at(reference, name))]
     if not fitting:
-        where = "no stage" if cut is None else f"the stage {cut!r}"
+        where = "none" if cut is None else f"not {cut!r}"
         raise ConfigError(
-            f"the task {task!r} needs a stage that gives a vector for each token, {where} of {backbone.name} does; "
+            f"the task {task!r} needs a stage that gives a vector for each token: {where} of {backbone.name}; "
             "choose another model.backbone or model.cut"
         )
     return fitting[-1]

@@ -42,7 +42,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"expected weights in a file that ends in {kinds}, got {path}; convert or rename it")
     try:
         loaded = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        raise ConfigError(_unreadable(path, error)) from error
+    except (AttributeError, TypeError, AssertionError) as error:  # what the unpickler makes of a damaged file
         raise ConfigError(_unreadable(path, error)) from error
     return _tensors(path, loaded)
 

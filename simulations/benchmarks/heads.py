@@ -18,7 +18,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from client.deep_heads import choose_way
 from client.mechanism import clipped_sum, noisy_gradient
 from common.grafting import Layout
 from common.heads import build_head
@@ -52,10 +51,7 @@ def _row(head: nn.Module, layout: Layout) -> list[str]:
     makers = (_ours, _unnoised, _opacus, _ghost, _vmap)
     seconds = [_best(make(head, features, targets)) for make in makers]
     trained = sum(value.numel() for value in head.parameters() if value.requires_grad)
-    units = choose_way(head, features.shape[1:]).units
-    way = "by layers" if units else "one by one"
-    shown = [f"{value:.3f}" for value in seconds]
-    return [f"{trained:,}", f"{shown[0]} ({way})", *shown[1:], f"{seconds[0] / seconds[2]:.2f}"]
+    return [f"{trained:,}", *[f"{value:.3f}" for value in seconds], f"{seconds[0] / seconds[2]:.2f}"]
 
 
 def _best(step: Step) -> float:

@@ -186,6 +186,27 @@ def test_a_round_that_the_plan_does_not_have_is_refused(round_: int, node: Node)
     assert spent(node) == 0.0
 
 
+@pytest.mark.parametrize("rate", [9e39, 1e300])
+def test_a_step_that_overflows_is_released_once_and_not_tried_again(rate: float, tmp_path: Path) -> None:
+    """A refusal would answer for a draw that nobody pays for, and the next try would draw anew."""
+    node = node_in(tmp_path, federation={"seed": None})
+    task = dataclasses.replace(small_task(), learning_rate=rate)
+    first = train_round(task, node)
+    assert finite(first.head)
+    again = train_round(dataclasses.replace(task, learning_rate=0.5), node)
+    assert arrays_digest(again.head) == arrays_digest(first.head)
+
+
+def test_a_model_that_cannot_be_built_is_refused_before_anything_is_paid(node: Node) -> None:
+    task = small_task()
+    for change in ({"cut": "nope"}, {"head": "nope"}, {"head": "mlp"}):
+        model = task.offer.model.model_copy(update=change)
+        offer = dataclasses.replace(task.offer, model=model)
+        with pytest.raises(ConfigError):
+            train_round(dataclasses.replace(task, offer=offer), node)
+    assert spent(node) == 0.0
+
+
 def trained_with(task: TrainTask, node: Node, sampling: Randomness, noise: Randomness) -> dict[str, torch.Tensor]:
     plan: PrivacyPlan = node.policy.accept(task.offer, node.declared_size)
     return private_update(task, node.records(task.offer.model), plan, (sampling, noise))
