@@ -115,7 +115,7 @@ def _by_name(run: RunConfig, candidates: Sequence[Candidate], private: tuple[flo
 def _reached(run: RunConfig, one: Ranked) -> tuple[float, float]:
     """Accuracy and (macro, one against the rest) AUROC of a linear head without privacy, on held-out records."""
     from sklearn.metrics import roc_auc_score
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     federation = assemble(run)
     rows = np.sort(np.concatenate(list(federation.shares.values())))
