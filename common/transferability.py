@@ -163,7 +163,7 @@ def log_evidence(spectrum: Spectrum) -> float:
     """
     varying = spectrum.variances > _NEGLIGIBLE * abs(spectrum.freedom)
     if spectrum.freedom <= 0 or not varying.any():
-        raise ConfigError("expected records of at least two classes, got one; choose more records")
+        raise ConfigError("expected at least two records, of at least two classes, got fewer; choose more records")
     if not len(spectrum.values):
         variances = spectrum.variances[varying] / spectrum.freedom
         return float(np.mean(-0.5 * (1 + np.log(2 * np.pi * variances))))

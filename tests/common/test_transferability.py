@@ -92,7 +92,7 @@ def test_it_is_what_the_papers_algorithm_converges_to():
 @given(st.integers(0, 10_000), st.integers(4, 30), st.integers(1, 40))
 def test_both_ways_to_add_records_up_agree(seed, records, features):
     x, y = made_up(seed, records, features)
-    weights = np.random.default_rng(seed).uniform(0.1, 1, records)
+    weights = np.random.default_rng(seed).uniform(0.5, 1, records)
     by_features = log_evidence(spectrum_of_moments(moments(x - x.mean(axis=0), y, weights)))
     assert by_features == pytest.approx(log_evidence(spectrum_of_records(x, y, weights)), abs=1e-6)
 
