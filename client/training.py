@@ -5,7 +5,7 @@ from __future__ import annotations
 import safetensors.numpy
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from client import egress
 from client.home import Node, Records, check_backbone
@@ -28,6 +28,7 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
         ConfigError: it means other classes than the node's.
     """
     _accept(offer, node)
+    make_head(offer.model)  # cut, head and what of it is trained
     return egress.release_hello(node.name, node.declared_size)
 
 
@@ -46,28 +47,29 @@ def train_round(task: TrainTask, node: Node) -> Update:
     plan = _accept(task.offer, node)
     if not 1 <= task.round <= plan.terms.rounds:
         raise ProtocolError(f"expected a round from 1 to {plan.terms.rounds}, got {task.round}; refuse the message")
-    trained_head(task.offer.model, task.head)  # a head that does not fit is refused before anything is paid
+    module = trained_head(task.offer.model, task.head)  # one that does not fit is refused before anything is paid
     with node.open_ledger() as ledger:
         spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=arrays_digest(task.head))
         reservation = ledger.reserve(spend, plan)
         if isinstance(reservation, StoredReply):
             return egress.release_update(safetensors.torch.load(reservation.reply), task.head)
         records = node.records(task.offer.model)  # sensitive from here
-        head = private_update(task, records, plan, node.randomness(task.round))
+        head = private_update(module, task, records, plan, node.randomness(task.round))
         update = egress.release_update(head, task.head)
         ledger.commit(reservation, safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()}))
     return update
 
 
 def private_update(
-    task: TrainTask, records: Records, plan: PrivacyPlan, randomness: tuple[Randomness, Randomness]
+    head: nn.Module, task: TrainTask, records: Records, plan: PrivacyPlan, randomness: tuple[Randomness, Randomness]
 ) -> dict[str, Tensor]:
     """The global head after this round's private gradient steps (DP-SGD, Abadi et al. 2016, arXiv:1607.00133).
 
     A step without a single sampled record is a step like any other: noise is added and it is paid for.
 
     Args:
-        task: the round's work; its head is where the steps start.
+        head: the model's, with the parameters that were sent; it is trained in place.
+        task: the round's work.
         records: the node's features and targets.
         plan: clipping norm, noise multiplier, sampling rate and number of steps.
         randomness: for sampling and for noise, in this order.
@@ -75,7 +77,6 @@ def private_update(
     Returns:
         The new head, name to float32 tensor.
     """
-    head = trained_head(task.offer.model, task.head)
     loss = task_named(task.offer.model.task).loss
     parameters = {name: value for name, value in head.named_parameters() if value.requires_grad}
     sampling, noise = randomness
@@ -132,5 +133,4 @@ def _accept(offer: Offer, node: Node) -> PrivacyPlan:
             f"expected the {len(node.classes)} classes of this node's data, the server's model has "
             f"{len(offer.model.classes)}, or other names or another order; agree on one class list"
         )
-    make_head(offer.model)  # cut, head and what of it is trained
     return plan

@@ -19,6 +19,7 @@ from common.config import to_flat
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
 from common.heads import arrays_digest, build_head, head_arrays
 from common.messages import EvaluateTask, TrainTask
+from common.model import trained_head
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
 from common.privacy.plan import PrivacyPlan
@@ -209,7 +210,9 @@ def test_a_model_that_cannot_be_built_is_refused_before_anything_is_paid(node: N
 
 def trained_with(task: TrainTask, node: Node, sampling: Randomness, noise: Randomness) -> dict[str, torch.Tensor]:
     plan: PrivacyPlan = node.policy.accept(task.offer, node.declared_size)
-    return private_update(task, node.records(task.offer.model), plan, (sampling, noise))
+    return private_update(
+        trained_head(task.offer.model, task.head), task, node.records(task.offer.model), plan, (sampling, noise)
+    )
 
 
 def test_an_empty_batch_is_noised_like_any_other(node: Node) -> None:
