@@ -165,6 +165,15 @@ class ModelConfig(_Section):
         64, description="Hidden units of the mlp head."
     )
 
+    @field_validator("train")
+    @classmethod
+    def _belongs_to_upper(cls, value: str, info: ValidationInfo) -> str:
+        """Refuse a choice that the head would ignore."""
+        head = info.data.get("head")
+        if value != "all" and head not in (None, "upper"):
+            raise ValueError(f'expected only beside head "upper", came beside head {show(head)}')
+        return value
+
     @property
     def reference(self) -> str:
         """Backbone and weights in one, as ``common.backbones.controls.load_reference`` reads it."""

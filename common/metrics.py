@@ -11,7 +11,7 @@ from torch import Tensor
 Metrics = dict[str, float | None]
 LONGEST_ANSWER = 30  # tokens
 
-_IGNORED = -100
+IGNORED = -100  # the target of a token that has nothing to be predicted
 _PLAIN = {"S": "B", "U": "B", "E": "I", "L": "I"}
 
 
@@ -43,7 +43,7 @@ def multilabel(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Met
 
 def tokens(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
     """Precision, recall and F1 of whole entities: first word, last word and kind all right (as CoNLL counts)."""
-    tagged = targets != _IGNORED
+    tagged = targets != IGNORED
     predicted = logits.argmax(dim=2)
     true, found, both = 0, 0, 0
     for row in range(len(targets)):

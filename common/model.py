@@ -17,8 +17,7 @@ from common.features import cached_backbone, check_modality
 from common.grafting import Layout, Trunk, cut_point, layout
 from common.heads import build_head, load_arrays
 from common.messages import ModelSpec
-
-SEQUENCE_TASKS = ("tokens", "spans")
+from common.token_heads import TOKEN_TASKS, is_sequence
 
 
 @lru_cache(maxsize=16)
@@ -54,7 +53,7 @@ def choose_cut(reference: str, cut: str | None, task: str) -> str:
         ConfigError: there is no such stage, or it gives the task no vector for each token.
     """
     backbone = cached_backbone(reference)
-    if task not in SEQUENCE_TASKS:
+    if task not in TOKEN_TASKS:
         return cut_point(backbone, cut)
     names = list(backbone.stages) if cut is None else [cut_point(backbone, cut)]
     fitting = [name for name in names if is_sequence(layout_at(reference, name))]
@@ -65,11 +64,6 @@ def choose_cut(reference: str, cut: str | None, task: str) -> str:
             "choose another model.backbone or model.cut"
         )
     return fitting[-1]
-
-
-def is_sequence(shapes: Layout) -> bool:
-    """Whether the layout is hidden states (T, d) and a mask (T,)."""
-    return len(shapes) == 2 and len(shapes[0]) == 2 and shapes[1] == shapes[0][:1]
 
 
 def make_head(model: ModelSpec, seed: int = 0) -> nn.Module:
@@ -95,9 +89,9 @@ def make_head(model: ModelSpec, seed: int = 0) -> nn.Module:
 def classifier_width(model: ModelSpec) -> int:
     """How many numbers the classifier is given, for a record or, where each token has its own logits, for a token."""
     backbone = cached_backbone(model.backbone)
-    cut = list(backbone.stages)[-1] if model.head == "upper" and model.task not in SEQUENCE_TASKS else model.cut
+    cut = list(backbone.stages)[-1] if model.head == "upper" and model.task not in TOKEN_TASKS else model.cut
     shapes = layout_at(model.backbone, cut)
-    if model.task in SEQUENCE_TASKS:
+    if model.task in TOKEN_TASKS:
         return shapes[0][-1]
     return sum(math.prod(shape) for shape in shapes)
 

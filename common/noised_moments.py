@@ -112,7 +112,8 @@ def bounded(features: NDArray[np.floating], matrix: Values) -> Values:
         No norm is above 1 by more than rounding, whatever the rows are.
     """
     with np.errstate(all="ignore"):
-        projected = np.asarray(features, np.float64) @ matrix
+        # a product of its own for each row: in one large product, a row's last bits depend on the others
+        projected = np.matmul(np.asarray(features, np.float64)[:, None, :], matrix)[:, 0, :]
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         scaled: Values = np.where(np.isfinite(norms) & (norms > 0), projected / norms, 0.0)
     return np.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0)

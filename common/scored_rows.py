@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.data.records import TaskName
 from common.grafting import Layout
-from common.tasks import IGNORED
+from common.metrics import IGNORED
 from common.token_heads import sequence_parts, sequence_shape
 
 

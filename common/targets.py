@@ -9,7 +9,7 @@ from torch import Tensor
 from common.backbones.backbone import Backbone, CutsTexts, Encoding
 from common.data.local import LocalData
 from common.errors import ConfigError
-from common.tasks import IGNORED
+from common.metrics import IGNORED
 
 
 def make_targets(data: LocalData, backbone: Backbone) -> Tensor:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from common import metrics
 from common.data.records import TaskName
 from common.errors import ConfigError
-from common.metrics import Metrics
+from common.metrics import IGNORED, Metrics
 
 PerUnitLoss = Callable[[Tensor, Tensor], Tensor]
-IGNORED = -100  # a token that has nothing to be predicted
 AT_ONCE = 2048  # records whose logits are computed together
 
 

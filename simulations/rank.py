@@ -20,12 +20,13 @@ from common.data.local import LocalData
 from common.errors import ConfigError, PrivacyError
 from common.features import cached_backbone, default_cache
 from common.messages import ModelSpec, Offer
-from common.model import SEQUENCE_TASKS, is_sequence, layout_at, suited
+from common.model import layout_at, suited
 from common.noised_moments import MOST_WIDTH, SENSITIVITY, Sketch, StatisticsTask, noised_error, noised_score
 from common.privacy.accountant import epsilon_by_round, noise_multiplier_for
 from common.privacy.plan import PrivacyTerms
 from common.scored_rows import rows_of, scored_targets
 from common.targets import make_targets
+from common.token_heads import TOKEN_TASKS, is_sequence
 from common.transferability import score_records
 from server.coordinator import check_unit, model_spec
 from simulations.baselines import changed
@@ -184,7 +185,7 @@ def _cuts(reference: str, cut: str | None, cuts: Cuts, task: str) -> list[str | 
     if cut is not None or cuts == "last":
         return [cut]
     stages = list(cached_backbone(reference).stages)
-    fitting = [name for name in stages if task not in SEQUENCE_TASKS or is_sequence(layout_at(reference, name))]
+    fitting = [name for name in stages if task not in TOKEN_TASKS or is_sequence(layout_at(reference, name))]
     return [*fitting] or [None]  # None: choose_cut says why none fits
 
 
@@ -274,7 +275,7 @@ def _warm(model: ModelSpec, federation: Federation, progress: Progress) -> None:
 
 def _sketch(config: RunConfig, model: ModelSpec) -> Sketch:
     shapes = layout_at(model.backbone, model.cut)
-    features = shapes[0][-1] if model.task in SEQUENCE_TASKS else sum(int(np.prod(shape)) for shape in shapes)
+    features = shapes[0][-1] if model.task in TOKEN_TASKS else sum(int(np.prod(shape)) for shape in shapes)
     return Sketch(config.federation.seed or 0, min(MOST_WIDTH, features))
 
 

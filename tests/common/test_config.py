@@ -204,6 +204,7 @@ def test_one_mistake_is_one_line(write):
         ("privacy.clipping_norm=0", 'privacy.clipping_norm: expected a number above 0, or "auto", came 0'),
         ("privacy.clipping_norm=Auto", 'privacy.clipping_norm: expected a number above 0, or "auto", came "Auto"'),
         ("privacy.trust=secag", 'privacy.trust: expected "local" or "secagg", came "secag"'),
+        ("model.train=biases", 'expected only beside head "upper", came beside head "linear"'),
         ("federation.proximal_mu=0.1", 'expected only beside strategy "fedprox", came beside strategy "fedavg"'),
         ("federation.strategy=fedprox", 'beside strategy "fedprox", but it is missing'),
         (

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from common.data.records import TaskName
 from common.errors import PrivacyError
+from common.metrics import IGNORED
 from common.noised_moments import (
     MOST_WIDTH,
     SENSITIVITY,
@@ -28,7 +29,6 @@ from common.noised_moments import (
     unpack,
 )
 from common.scored_rows import Rows, has_constant, rows_of, scored_targets, target_bound
-from common.tasks import IGNORED
 
 WILD = st.one_of(st.floats(-1e6, 1e6, width=32), st.sampled_from([np.inf, -np.inf, np.nan, 3e38, 0.0]))
 SKETCH = Sketch(seed=3, width=4)

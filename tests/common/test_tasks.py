@@ -16,9 +16,9 @@ from common.backbones.controls import load_reference
 from common.data.local import LocalData
 from common.data.records import Pair
 from common.errors import ConfigError
-from common.metrics import best_spans, entities
+from common.metrics import IGNORED, best_spans, entities
 from common.targets import make_targets
-from common.tasks import IGNORED, TASKS, multilabel_loss, span_loss, task_named, token_loss
+from common.tasks import TASKS, multilabel_loss, span_loss, task_named, token_loss
 
 
 def drawn(task: str, seed: int, count: int = 7) -> tuple[Tensor, Tensor]:
