@@ -70,6 +70,11 @@ COMMANDS = {
         "Look at a data set before a run.",
         "fedgraft data check digits",
     ),
+    "audit": LazyCommand(
+        "simulations.audits.cli:audit",
+        "Check a run's privacy promise: from above by its ledgers, from below by attacks.",
+        "fedgraft audit ledger runs/first/ledgers/node-000.sqlite",
+    ),
 }
 
 

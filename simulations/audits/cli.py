@@ -1,0 +1,22 @@
+"""The commands ``fedgraft audit …``, one module each; what is heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import typer
+
+from simulations.audits import ledger_cli
+
+audit = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+
+
+@audit.callback()
+def check_promises() -> None:
+    """Check a privacy promise: from its ledgers, from above, and by attacks, from below."""
+
+
+audit.command(
+    "ledger", epilog="Example: fedgraft audit ledger runs/first/ledgers/node-000.sqlite --config runs/first/config.toml"
+)(ledger_cli.ledger)
+audit.command(
+    "export", epilog="Example: fedgraft audit export runs/first/ledgers/node-000.sqlite --out node-000.export.json"
+)(ledger_cli.export)
