@@ -59,5 +59,9 @@ class OpenLedgers:
 
     def __exit__(self, *_: object) -> None:
         """Close all."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all."""
         while self._open:
             self._open.popitem()[1].close()

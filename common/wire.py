@@ -33,6 +33,7 @@ from common.messages import (
 from common.privacy.plan import PrivacyTerms
 
 Number = TypeVar("Number", int, float)
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 LARGEST = float(np.finfo(np.float32).max)
 ARRAYS = "arrays"  # Flower's strategies look for these names
@@ -105,7 +106,7 @@ def decode_train_task(message: Message) -> TrainTask:
         PrivacyError: its privacy terms are not a promise that can be kept.
     """
     offer, learning_rate = _parse(message)
-    config = message.content.config_records[CONFIG]
+    config = record(message.content, CONFIG, ConfigRecord)
     if learning_rate is None:
         raise ProtocolError("expected a learning rate in the training message, got none; update the server")
     return TrainTask(
@@ -147,22 +148,34 @@ def decode_reply(message: Message) -> Reply:
     content = message.content
     try:
         if "refusal" in content:
-            return Refusal(Reason(str(content.config_records["refusal"]["reason"])))
+            return Refusal(Reason(str(record(content, "refusal", ConfigRecord)["reason"])))
         if "hello" in content:
-            hello = content.config_records["hello"]
+            hello = record(content, "hello", ConfigRecord)
             return Hello(str(hello["name"]), _number(hello, "declared-size", int))
         if "metrics" in content:
-            return Metrics(_number(content.metric_records["metrics"], "accuracy", float))
-        return Update(decode_head(content.array_records[ARRAYS]))
+            return Metrics(_number(record(content, "metrics", MetricRecord), "accuracy", float))
+        return Update(decode_head(record(content, ARRAYS, ArrayRecord)))
     except (KeyError, ValueError) as error:
         raise ProtocolError(
             "expected an update, metrics, a hello or a refusal from a node, got another reply"
         ) from error
 
 
+def record(content: RecordDict, name: str, kind: type[Record]) -> Record:
+    """One record of a message. Flower's own views by kind copy all records of that kind, checks included.
+
+    Raises:
+        KeyError: there is none of this name and kind.
+    """
+    found = content[name]
+    if not isinstance(found, kind):
+        raise KeyError(name)
+    return found
+
+
 def _parse(message: Message) -> tuple[Offer, float | None]:
     try:
-        return _parse_text(str(message.content.config_records[CONFIG][TASK]))
+        return _parse_text(str(record(message.content, CONFIG, ConfigRecord)[TASK]))
     except (KeyError, ValidationError) as error:
         raise ProtocolError("expected a fedgraft task in the server's message, got something else") from error
 
@@ -208,7 +221,7 @@ def _parse_text(text: str) -> tuple[Offer, float | None]:
 
 def _arrays(message: Message) -> ArrayRecord:
     try:
-        return message.content.array_records[ARRAYS]
+        return record(message.content, ARRAYS, ArrayRecord)
     except KeyError:
         raise ProtocolError("expected a head in the server's message, got none; update the server") from None
 

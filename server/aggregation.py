@@ -130,6 +130,6 @@ def restore_strategy(strategy: FedAvg, state: Mapping[str, NDArray[np.floating[A
 
 
 def _with_weight(reply: Message, weight: float) -> Message:
-    arrays: ArrayRecord = reply.content.array_records[wire.ARRAYS]
+    arrays = wire.record(reply.content, wire.ARRAYS, ArrayRecord)
     reply.content = RecordDict({wire.ARRAYS: arrays, "metrics": MetricRecord({WEIGHT: weight})})
     return reply

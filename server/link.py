@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -185,7 +185,7 @@ def _reason(reply: Reply) -> str:
 
 def _in_order(message: Message, came: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Message:
     """Put an update into the order and type of ``head``, if it is not in them already."""
-    arrays = message.content.array_records[wire.ARRAYS]
+    arrays = wire.record(message.content, wire.ARRAYS, ArrayRecord)
     if list(arrays) != list(head) or any(array.dtype != "float32" for array in arrays.values()):
         message.content = RecordDict({wire.ARRAYS: wire.encode_head({key: came[key] for key in head})})
     return message

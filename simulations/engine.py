@@ -1,17 +1,20 @@
 """The in-process engine: Flower's Grid, played by this very process.
 
 The real ServerApp talks to the real ClientApp through it. Every message is serialised both ways, so that nothing is
-shared by reference and what is simulated is what is deployed; there is no daemon, no thread and no Ray.
+shared by reference and what is simulated is what is deployed; there is no daemon, no thread and no Ray. In a long run,
+forked processes play some of the nodes (``simulations.workers``).
 """
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Self
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto, recorddict_to_proto
@@ -28,13 +31,15 @@ from client.home import simulated_in_process
 from client.open_ledgers import OpenLedgers, room_for_files
 from common.config import RunConfig, to_flat
 from common.grafting import threads
+from simulations.workers import Worker, workers_for
 
 RUN_ID = 1
 FIRST_NODE_ID = 1000
+AT_ONCE = 32  # messages handed to a worker at a time
 
 
 class InProcessGrid(Grid):
-    """All nodes of a federation in one process, asked one after the other."""
+    """All nodes of a federation on this machine, asked one after the other; with workers, a context manager."""
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class InProcessGrid(Grid):
         partitions: Sequence[int],
         run_folder: Path,
         ledgers: OpenLedgers | None = None,
+        workers: int = 0,
     ) -> None:
         """Set the nodes up.
 
@@ -52,11 +58,12 @@ class InProcessGrid(Grid):
             partitions: numbers of the nodes that take part.
             run_folder: where the simulated nodes keep their ledgers.
             ledgers: of this run and no other, kept open between rounds; without, each message opens its own.
+            workers: processes that play a share of the nodes, from the first training message on.
         """
         self._app = app
         self._run = Run.create_empty(RUN_ID)
         self._run_folder = run_folder
-        self._ledgers = ledgers
+        self._ledgers = ledgers or OpenLedgers(0)
         flat = to_flat(config)
         self._contexts = {
             FIRST_NODE_ID + partition: Context(
@@ -68,7 +75,18 @@ class InProcessGrid(Grid):
             )
             for partition in partitions
         }
+        self._position = {node_id: position for position, node_id in enumerate(self._contexts)}
         self._replies: dict[str, Message] = {}
+        self._wanted, self._workers = workers, list[Worker]()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.close()
 
     def set_run(self, run: Run) -> None:
         """Set the run that messages belong to."""
@@ -91,7 +109,7 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Deliver messages; the nodes work at once, in the order given."""
-        return [message_id for message_id, _ in self._deliver(messages)]
+        return [message_id for some in self._at_once(messages) for message_id in self._deliver(some)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand out the replies to the messages of these ids, each once."""
@@ -101,20 +119,54 @@ class InProcessGrid(Grid):
         """Deliver messages and return the replies; ``timeout`` has no meaning where nothing runs in parallel."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _deliver(self, messages: Iterable[Message]) -> Iterator[tuple[str, Message]]:
-        contents: dict[int, tuple[RecordDict, RecordDictProto]] = {}  # a strategy sends all nodes one content
-        for message in messages:
+    def _at_once(self, messages: Iterable[Message]) -> Iterator[list[Message]]:
+        """Messages in portions, as large as all processes together are given at a time."""
+        waiting, most = iter(messages), AT_ONCE * (1 + self._wanted)
+        while some := list(itertools.islice(waiting, most)):
+            if len(self._workers) < self._wanted and some[0].metadata.message_type == MessageType.TRAIN:
+                self._fork()
+            yield some
+
+    def _fork(self) -> None:
+        """Start the workers: late, so that they have all that was loaded, but before this process opens a ledger."""
+        while len(self._workers) < self._wanted:
+            self._workers.append(Worker(self._play_serialised, self._ledgers.close, self._workers))
+
+    def _deliver(self, messages: Sequence[Message]) -> list[str]:
+        """Let everybody play a share; the replies are put in the order of the messages."""
+        ids = [uuid.uuid4().hex for _ in messages]
+        serialised = list(self._serialised(messages, ids))
+        shares = self._shares(messages)
+        for worker, share in zip(self._workers, shares[1:], strict=True):
+            worker.begin([serialised[index] for index in share])
+        replies = dict(zip(shares[0], self._play_serialised([serialised[index] for index in shares[0]]), strict=True))
+        for worker, share in zip(self._workers, shares[1:], strict=True):
+            replies.update(zip(share, worker.finish(), strict=True))
+        for index, message_id in enumerate(ids):
+            self._replies[message_id] = message_from_proto(MessageProto.FromString(replies[index]))
+        return ids
+
+    def _shares(self, messages: Sequence[Message]) -> list[list[int]]:
+        """Which messages this process plays, and which each worker; a node is always played by the same."""
+        shares: list[list[int]] = [[] for _ in range(1 + len(self._workers))]
+        for index, message in enumerate(messages):
+            shares[self._position[message.metadata.dst_node_id] % len(shares)].append(index)
+        return shares
+
+    @staticmethod
+    def _serialised(messages: Sequence[Message], ids: Sequence[str]) -> Iterator[bytes]:
+        contents: dict[int, RecordDictProto] = {}  # a strategy sends all nodes one content
+        for message, message_id in zip(messages, ids, strict=True):
             key = id(message.content)
             if key not in contents:
-                contents[key] = (message.content, recorddict_to_proto(message.content))
-            message_id = uuid.uuid4().hex
-            proto = MessageProto(metadata=metadata_to_proto(message.metadata), content=contents[key][1])
+                contents[key] = recorddict_to_proto(message.content)
+            proto = MessageProto(metadata=metadata_to_proto(message.metadata), content=contents[key])
             proto.metadata.message_id = message_id
-            reply = self._play(message_from_proto(proto))
-            self._replies[message_id] = message_from_proto(
-                MessageProto.FromString(message_to_proto(reply).SerializeToString())
-            )
-            yield message_id, reply
+            yield proto.SerializeToString()
+
+    def _play_serialised(self, messages: Sequence[bytes]) -> list[bytes]:
+        received = (message_from_proto(MessageProto.FromString(message)) for message in messages)
+        return [message_to_proto(self._play(message)).SerializeToString() for message in received]
 
     def _play(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
@@ -125,19 +177,29 @@ class InProcessGrid(Grid):
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
 
 
-def run_in_process(config: RunConfig, run_folder: Path, partitions: Sequence[int]) -> None:
-    """Run, or continue, a federation with the real apps in this process.
+def run_in_process(
+    config: RunConfig, run_folder: Path, partitions: Sequence[int], *, workers: int | None = None
+) -> None:
+    """Run, or continue, a federation with the real apps on this machine.
 
     Args:
         config: of the run.
         run_folder: exists; checkpoints and ledgers go there.
         partitions: numbers of the nodes that take part.
+        workers: processes beside this one that play nodes; None takes as many as are worth it.
 
     Raises:
         FederationError: as server and configuration raise it.
     """
-    with task_identity(), threads(1), OpenLedgers(room_for_files()) as ledgers:
-        grid = InProcessGrid(client.app.app, config, partitions, run_folder, ledgers)
+    if workers is None:
+        asked = config.federation.cohort or len(partitions)
+        workers = workers_for(asked, asked * config.federation.rounds)
+    with ExitStack() as stack:
+        stack.enter_context(task_identity())
+        stack.enter_context(threads(1))
+        ledgers = stack.enter_context(OpenLedgers(room_for_files()))
+        grid = InProcessGrid(client.app.app, config, partitions, run_folder, ledgers, workers)
+        stack.enter_context(grid)
         context = Context(
             run_id=RUN_ID,
             node_id=SUPERLINK_NODE_ID,

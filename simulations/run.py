@@ -26,6 +26,7 @@ from simulations.report import write_report
 from simulations.result import Result, build_result, mean_result
 
 CONFIG, RESULT, ROUNDS, SEEDS = "config.toml", "result.json", "rounds.jsonl", "seeds.json"
+LET_GO_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def open_folder(folder: Path, config: RunConfig, seeds: Sequence[int] = ()) -> N
 def alone_in(folder: Path) -> Iterator[None]:
     """Make a run folder, if need be, and keep every other process out of it; one that is killed lets go of it.
 
-    Two that continue one run would overwrite each other's checkpoints and charge the ledgers twice.
+    Two that continue one run would overwrite each other's checkpoints and charge the ledgers twice. The nodes of a run
+    that was killed may take a moment longer to end.
 
     Raises:
         ConfigError: it cannot be made, or another process is at work in it.
@@ -136,15 +138,23 @@ def alone_in(folder: Path) -> Iterator[None]:
     _make(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"expected to be alone in {folder}, another process is running there; wait for its end"
-            ) from None
+        if not _locked(descriptor):
+            raise ConfigError(f"expected to be alone in {folder}, another process is running there; wait for its end")
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    deadline = time.monotonic() + LET_GO_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
 
 
 def reopen_folder(folder: Path, config: RunConfig | None) -> RunConfig:
