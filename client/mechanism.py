@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from client.clipping import ClippedSum, clip_factors, unreduced
 from client.deep_heads import deep_clipped_sum
+from client.token_sums import token_clipped_sum
 from common.errors import PrivacyError
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
@@ -46,7 +47,7 @@ def clipped_sum(
     if type(head) is nn.Linear and features.dim() == 2:
         return _linear_clipped_sum(head, loss, features, targets, clipping_norm)
     if type(head) is TokenLinear:
-        return _token_clipped_sum(head, loss, features, targets, clipping_norm)
+        return token_clipped_sum(head, loss, features, targets, clipping_norm)
     return deep_clipped_sum(head, loss, features, targets, clipping_norm)
 
 
@@ -125,31 +126,3 @@ def _unit_by_unit(inputs: Tensor, weight: Tensor) -> Tensor:
     """
     with np.errstate(all="ignore"):  # what is not finite is counted later
         return torch.from_numpy(np.matmul(inputs.numpy()[:, None, :], weight.numpy().T)[:, 0, :])
-
-
-def _token_clipped_sum(
-    head: TokenLinear, loss: PerUnitLoss, features: Tensor, targets: Tensor, clipping_norm: float
-) -> ClippedSum:
-    """Clip gradients of a layer over tokens, sum_t g_t a_t^T, each formed and measured by itself."""
-    named = {name: value.shape for name, value in head.named_parameters() if value.requires_grad}
-    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in named.items()}
-    spoiled = 0
-    for unit in range(len(features)):
-        states, mask = head.parts(features[unit : unit + 1].detach().double())
-        slopes = _token_slopes(head, loss, states, mask, targets[unit : unit + 1])[0]
-        whole = {"weight": slopes.T @ states[0], "bias": slopes.sum(dim=0)}
-        norm = torch.stack([whole[name].norm() for name in named]).norm() if named else torch.zeros(())
-        factors, finite = clip_factors(norm[None], clipping_norm)
-        if bool(finite):
-            for name in named:
-                sums[name].add_(whole[name], alpha=float(factors))
-        spoiled += int(not bool(finite))
-    return ClippedSum(sums, clipping_norm, spoiled)
-
-
-def _token_slopes(head: TokenLinear, loss: PerUnitLoss, states: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-    """Slope of each unit's loss along its logits before masking, shape (B, T, K), float64."""
-    with torch.enable_grad():
-        logits = head.logits(states, mask).detach().requires_grad_(True)
-        slopes = torch.autograd.grad(unreduced(loss(logits, targets), len(states)).sum(), logits)[0]
-    return torch.where(mask[..., None] > 0, slopes, 0.0) if head.mask_logits else slopes

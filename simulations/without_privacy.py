@@ -22,7 +22,7 @@ from common.tasks import PerUnitLoss, task_named
 from simulations.preflight import Preflight
 
 LEARNING_RATES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-AT_ONCE = 512  # records whose gradients are computed together
+AT_ONCE, NUMBERS = 512, 2**21  # most records, and about how many numbers, whose gradients are computed together
 
 Share = tuple[Tensor, Tensor]
 Head = dict[str, Tensor]
@@ -95,4 +95,5 @@ def _fit(head: nn.Module, loss: PerUnitLoss, arrays: Mapping[str, Tensor], share
 
 
 def _parts(share: Share) -> list[Share]:
-    return list(zip(torch.split(share[0], AT_ONCE), torch.split(share[1], AT_ONCE), strict=True))
+    size = min(AT_ONCE, 1 + NUMBERS // share[0].shape[1])  # states of all tokens would not fit the processor's cache
+    return list(zip(torch.split(share[0], size), torch.split(share[1], size), strict=True))
