@@ -8,9 +8,9 @@ is measured of these rates therefore bounds epsilon from below.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import log_ndtr
 from scipy.stats import beta, nct, norm, rankdata
 
@@ -46,8 +46,12 @@ def clopper_pearson(scores_in: Vector, scores_out: Vector, delta: float, confide
 
     Source: Nasr et al. 2021, arXiv:2101.04535; Jagielski, Ullman, Oprea 2020, arXiv:2006.07709.
     """
-    hits, trues, alarms, falses = held_out_counts(scores_in, scores_out, delta, confidence, seed)
-    return max(0.0, float(_bonferroni(hits, trues, alarms, falses, delta, confidence)))
+
+    def bound(hits: Vector, trues: int, alarms: Vector, falses: int) -> Vector:
+        return _bonferroni(hits, trues, alarms, falses, delta, confidence)
+
+    hits, trues, alarms, falses = held_out_counts(scores_in, scores_out, delta, confidence, seed, bound)
+    return max(0.0, float(bound(np.array(float(hits)), trues, np.array(float(alarms)), falses)))
 
 
 def gaussian_fit(scores_in: Vector, scores_out: Vector, delta: float, confidence: float) -> tuple[float, float]:
@@ -124,8 +128,15 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     return low
 
 
+class Merit(Protocol):
+    """What a threshold is chosen for: how large a bound is expected of such counts."""
+
+    def __call__(self, hits: Vector, trues: int, alarms: Vector, falses: int, /) -> Vector:
+        """Rate hits out of trues, alarms out of falses; counts may be fractions, and the larger is the better."""
+
+
 def held_out_counts(
-    scores_in: Vector, scores_out: Vector, delta: float, confidence: float, seed: int
+    scores_in: Vector, scores_out: Vector, delta: float, confidence: float, seed: int, merit: Merit
 ) -> tuple[int, int, int, int]:
     """Choose a threshold on a part of the scores and count on the others.
 
@@ -138,17 +149,15 @@ def held_out_counts(
     rng = np.random.default_rng(seed)
     first_in, rest_in = _split(inside, needed, rng)
     first_out, rest_out = _split(outside, needed, rng)
-    threshold, positive = _choose(first_in, first_out, (len(rest_in), len(rest_out)), delta, confidence)
+    threshold, positive = _choose(first_in, first_out, (len(rest_in), len(rest_out)), merit)
     hits, alarms = int((rest_in >= threshold).sum()), int((rest_out >= threshold).sum())
     if positive:
         return hits, len(rest_in), alarms, len(rest_out)
     return len(rest_out) - alarms, len(rest_out), len(rest_in) - hits, len(rest_in)
 
 
-def _choose(
-    inside: Vector, outside: Vector, sizes: tuple[int, int], delta: float, confidence: float
-) -> tuple[float, bool]:
-    """The threshold and direction whose bound would be largest if rates stayed as they are here, smoothed.
+def _choose(inside: Vector, outside: Vector, sizes: tuple[int, int], merit: Merit) -> tuple[float, bool]:
+    """The threshold and direction of most merit if rates stayed as they are here, smoothed.
 
     Rates are smoothed by a normal kernel over the ranks' normal scores, so that no monotone change of scores matters,
     and a threshold is not preferred for a lucky zero.
@@ -161,28 +170,19 @@ def _choose(
     parts = places[: len(inside)], places[len(inside) :]
     rates = [norm.cdf((part[None, :] - tried[:, None]) / kernel).mean(axis=1) for part in parts]
     hits, alarms = rates[0] * sizes[0], rates[1] * sizes[1]
-    above = _bonferroni(hits, sizes[0], alarms, sizes[1], delta, confidence)
-    below = _bonferroni(sizes[1] - alarms, sizes[1], sizes[0] - hits, sizes[0], delta, confidence)
+    above = merit(hits, sizes[0], alarms, sizes[1])
+    below = merit(sizes[1] - alarms, sizes[1], sizes[0] - hits, sizes[0])
     best = int(np.argmax(np.maximum(above, below)))
     return float(pooled[places > tried[best]].min()), bool(above[best] >= below[best])
 
 
-def _bonferroni(
-    hits: NDArray[np.float64] | int,
-    trues: int,
-    alarms: NDArray[np.float64] | int,
-    falses: int,
-    delta: float,
-    confidence: float,
-) -> NDArray[np.float64]:
+def _bonferroni(hits: Vector, trues: int, alarms: Vector, falses: int, delta: float, confidence: float) -> Vector:
     """Lower bounds log((rate of hits - delta) / rate of alarms), each rate at half of the error; -inf where none."""
     error = (1 - confidence) / 2
-    hits, alarms = np.asarray(hits, np.float64), np.asarray(alarms, np.float64)
     low = np.where(hits > 0, beta.ppf(error, np.maximum(hits, 1e-9), trues - hits + 1), 0.0)
     high = np.where(alarms < falses, beta.ppf(1 - error, alarms + 1, np.maximum(falses - alarms, 1e-9)), 1.0)
     with np.errstate(divide="ignore"):
-        bound: NDArray[np.float64] = np.log(np.maximum(low - delta, 0.0) / high)
-    return bound
+        return np.asarray(np.log(np.maximum(low - delta, 0.0) / high))
 
 
 def _split(scores: Vector, needed: int, rng: np.random.Generator) -> tuple[Vector, Vector]:
