@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from simulations.audits.audit_report.audit import Audit, Bound, Check, MembershipTest, Origin
+from simulations.audits.audit_report.audit import Audit, Bound, MembershipTest, Origin
 from simulations.audits.findings import Claim, LowerBound, Membership, Reconstruction, Threat
+from simulations.audits.replay_finding import Case, at_most, stated
 
 
 def claim(**changes: Any) -> Claim:
@@ -84,6 +85,13 @@ BOUNDS = (
 )
 
 
+CHECKS = (
+    at_most("sensitivity", "linear head", "one record moves the sum by at most C", 1.0, [Case(1.0, 1e-6, "added")]),
+    stated("repeat", "linear head", "the same task is answered with the same bytes", True, ""),
+)
+FAILED = at_most("sensitivity", "linear head", "one record moves the sum by at most C", 1.0, [Case(7.0, 0, "added")])
+
+
 def audit(**changes: Any) -> Audit:
     values: dict[str, Any] = {
         "claim": claim(),
@@ -99,10 +107,7 @@ def audit(**changes: Any) -> Audit:
             Reconstruction("features", True, 0.97, 0.99),
             Reconstruction("features", False, 0.001, 0.99),
         ),
-        "checks": (
-            Check("noise", True, "std within 0.1 % of C times sigma"),
-            Check("clipping", True, "norm at most C"),
-        ),
+        "checks": CHECKS,
         "not_run": {},
         "origin": origin(),
         "seconds": 61.5,

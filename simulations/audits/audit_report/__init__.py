@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from simulations.audits.audit_report.audit import ALARM_LEVEL, Audit, Bound, Check, MembershipTest, Origin
-from simulations.audits.audit_report.files import Place, open_place, write_report
+from simulations.audits.audit_report.audit import ALARM_LEVEL, Audit, Bound, MembershipTest, Origin
+from simulations.audits.audit_report.files import Place, open_place, place_needed, write_report
 from simulations.audits.audit_report.machine import to_dict
 from simulations.audits.audit_report.signature import Verified, verify_report
 from simulations.audits.audit_report.words import alarm, broken
@@ -12,7 +12,6 @@ __all__ = [
     "ALARM_LEVEL",
     "Audit",
     "Bound",
-    "Check",
     "MembershipTest",
     "Origin",
     "Place",
@@ -20,6 +19,7 @@ __all__ = [
     "alarm",
     "broken",
     "open_place",
+    "place_needed",
     "to_dict",
     "verify_report",
     "write_report",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from simulations.audits.findings import Claim, LowerBound, Membership, Reconstruction, Threat
+from simulations.audits.replay_finding import Finding
 
 ALARM_LEVEL = 1e-4
 """Chance, for each bound, that a mechanism which keeps its promise raises an alarm."""
@@ -44,15 +45,6 @@ class MembershipTest:
     found: Membership
     threat: Threat
     private: bool
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was recomputed: what, whether it came out as it should, and what was seen."""
-
-    name: str
-    passed: bool
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ class Audit:
         bounds: from attacks on the mechanism.
         memberships: on real records, with DP and, to compare, without.
         reconstructions: from single updates.
-        checks: what a replay recomputed.
+        checks: what a replay found.
         not_run: what was left out -> why.
         origin: what was audited.
         seconds: in all.
@@ -113,7 +105,7 @@ class Audit:
     bounds: tuple[Bound, ...]
     memberships: tuple[MembershipTest, ...]
     reconstructions: tuple[Reconstruction, ...]
-    checks: tuple[Check, ...]
+    checks: tuple[Finding, ...]
     not_run: Mapping[str, str]
     origin: Origin
     seconds: float
@@ -124,9 +116,9 @@ class Audit:
         return tuple(sorted((one for one in self.bounds if one.breaks(self.claim)), key=lambda one: -one.sure))
 
     @property
-    def failed(self) -> tuple[Check, ...]:
-        """The checks that did not pass."""
-        return tuple(check for check in self.checks if not check.passed)
+    def failed(self) -> tuple[Finding, ...]:
+        """The checks whose promise does not hold."""
+        return tuple(check for check in self.checks if not check.holds)
 
     def best(self, *, conditional: bool) -> Bound | None:
         """The largest bound, of those that rest on an assumption or of those that rest on none."""

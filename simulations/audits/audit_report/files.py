@@ -37,6 +37,16 @@ class Place:
         return self.page.with_suffix(".json")
 
 
+def place_needed(path: Path | None, private_key: Path | None) -> None:
+    """Refuse a key without a report to sign.
+
+    Raises:
+        ConfigError: there is a key, but no path.
+    """
+    if path is None and private_key is not None:
+        raise ConfigError("--key signs a report, but no --report was asked for; add --report OUT.html")
+
+
 def open_place(path: Path, private_key: Path | None) -> Place:
     """Make sure, before any work, that a report can be written and signed.
 

@@ -39,7 +39,7 @@ def to_dict(audit: Audit, *, scores: bool = True) -> dict[str, Any]:
         **({"attacks": attacks(audit)} if scores else {}),
         "memberships": [membership(test) for test in audit.memberships],
         "reconstructions": [asdict(one) for one in audit.reconstructions],
-        "replay": [asdict(check) for check in audit.checks],
+        "replay": [{name: number(value) for name, value in asdict(check).items()} for check in audit.checks],
         "not_run": dict(audit.not_run),
         "origin": origin(audit),
         "cost": {"heads": audit.heads, "seconds": round(audit.seconds, 3)},
@@ -98,7 +98,8 @@ def short(values: Vector) -> list[float]:
 def membership(test: MembershipTest) -> dict[str, Any]:
     """Return one membership test; of single records only a histogram."""
     found = test.found
-    counts, edges = np.histogram(found.vulnerability, bins=BINS)
+    known = found.vulnerability[np.isfinite(found.vulnerability)]
+    counts, edges = np.histogram(known, bins=BINS)
     return {
         "method": found.method,
         "threat": test.threat,
@@ -108,7 +109,7 @@ def membership(test: MembershipTest) -> dict[str, Any]:
         "area": found.area,
         "true_positive_rate_at": {f"{rate:g}": value for rate, value in found.true_positive_rate_at.items()},
         "vulnerability": {"counts": [int(count) for count in counts], "edges": short(edges)},
-        "records": len(found.vulnerability),
+        "records": len(known),
         "heads": found.heads,
         "seconds": round(found.seconds, 3),
     }

@@ -151,7 +151,7 @@ def draw_range(axes: Axes, row: float, one: Range, method: int, most: float) -> 
 def vulnerability(samples: Mapping[str, Vector]) -> Figure:
     """Draw how vulnerable single records are: one histogram under the other, over the same bins."""
     values = np.concatenate(list(samples.values()))
-    edges = np.linspace(min(0.0, float(values.min())), max(1.0, float(values.max())), 41)
+    edges = np.linspace(0.0, max(0.1, float(values.max())), 41)
     height = 92.0 * len(samples) + 36
     figure = blank(WIDTH, height)
     place = {"left": 36 / WIDTH, "right": 1 - 12 / WIDTH, "bottom": 34 / height, "top": 1 - 22 / height, "hspace": 0.5}
@@ -164,7 +164,8 @@ def vulnerability(samples: Mapping[str, Vector]) -> Figure:
         axes.text(1, 1.05, "records", transform=axes.transAxes, color=MUTED, ha="right", fontsize=SMALL)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
         axes.grid(axis="y")
-    panels[-1].set(xlim=(edges[0], edges[-1]), xlabel="vulnerability of one record")
+    panels[-1].set(xlim=(edges[0], edges[-1]), xlabel="chance that one record is found, at 1\u202f% false alarms")
+    panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent_tick(value)))
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=6, steps=STEPS))
     return figure
 

@@ -27,10 +27,14 @@ class Verified:
     Attributes:
         signer: fingerprint of the key.
         files: what was checked, the page only where it lies beside the file for machines.
+        alarm: whether the report raises one.
+        verdict: of the report.
     """
 
     signer: str
     files: tuple[Path, ...]
+    alarm: bool
+    verdict: str
 
 
 def signature_path(report: Path) -> Path:
@@ -81,7 +85,9 @@ def verify_report(report: Path, public_key: Path) -> Verified:
     page = report.with_suffix(".html")
     if page.is_file():
         _check(key, signatures["html"], _read(page), page)
-    return Verified(keys.fingerprint(signer), (report, page) if page.is_file() else (report,))
+    value = json.loads(machine)
+    files = (report, page) if page.is_file() else (report,)
+    return Verified(keys.fingerprint(signer), files, bool(value["alarm"]), str(value["verdict"]))
 
 
 def _check(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes, path: Path) -> None:

@@ -80,6 +80,6 @@ def notes(audit: Audit) -> list[str]:
         lines.append(f"reading   {reading_name(one)}: error {one.error:.3g}, a guess {one.chance:.3g}")
     if audit.checks:
         lines.append(f"replay    {len(audit.checks) - len(audit.failed)} of {len(audit.checks)} checks passed")
-    lines += [f"FAILED    {check.name}: {check.detail}" for check in audit.failed]
+    lines += [f"FAILED    {check.check}: {check.sentence}" for check in audit.failed]
     lines += [f"not run   {name}: {why}" for name, why in audit.not_run.items()]
     return [*lines, "", words.verdict(audit), words.NO_PROOF]

@@ -109,11 +109,7 @@ def alarm(audit: Audit) -> str:
     """Return the sentence that an alarm is raised with: what was promised, what was shown, what to do."""
     if audit.alarms:
         return " ".join(refuted(audit.claim, one) for one in audit.alarms[:1])
-    check = audit.failed[0]
-    return (
-        f"expected the replay to find what the code should have done, but {check.name}: {check.detail}; release "
-        "nothing that this code noised before the fault is found"
-    )
+    return f"{audit.failed[0].check}: {audit.failed[0].sentence}"
 
 
 def refuted(claim: Claim, bound: Bound) -> str:
