@@ -3,36 +3,30 @@
 The file is one line of canonical JSON with ``format``, ``at`` (UTC, when it was made), ``dataset_id``, ``chain_head``,
 ``entries`` (``text`` and ``hash`` of each, in order), ``public_key`` (OpenSSH, null where unsigned) and ``signature``
 (base64, null where unsigned). What is signed is everything but ``signature``, as canonical JSON after a tag
-(``fedgraft ledger export 1``, newline): ECDSA on P-384 with SHA-384, by the kind of key that Flower's SuperNodes have
-(``ssh-keygen -t ecdsa -b 384``).
+(``fedgraft ledger export 1``, newline): ECDSA on P-384 with SHA-384, DER, by the kind of key that Flower's SuperNodes
+have (``common.privacy.keys``).
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from common.durable import write_bytes
 from common.errors import ConfigError, PrivacyError
 from common.privacy.canonical import canonical_json
 from common.privacy.entries import LedgerEntry, broken_chain, verify_chain
-
-__all__ = ["FORMAT", "LedgerExport", "export_ledger", "fingerprint", "read_export", "verify_signature"]
+from common.privacy.keys import fingerprint, fits, load_private, load_public, openssh, parse_public, sign
 
 FORMAT = "fedgraft ledger export 1"
 _KEYS = {"format", "at", "dataset_id", "chain_head", "entries", "public_key", "signature"}
-_KEY_HELP = "make one by ssh-keygen -t ecdsa -b 384"
 _SQLITE = b"SQLite format 3\0"
 
 
@@ -100,14 +94,13 @@ def export_ledger(
     """
     verify_chain(entries)
     dataset_id = _dataset_id(entries)
-    key = None if private_key is None else _load_private(private_key)
+    key = None if private_key is None else load_private(private_key)
     if _is_ledger(out):
         raise ConfigError(f"an export must not replace a ledger, but {out} is one; choose another file with --out")
     when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
-    export = LedgerExport(dataset_id, when, tuple(entries), None if key is None else _openssh(key.public_key()))
+    export = LedgerExport(dataset_id, when, tuple(entries), None if key is None else openssh(key.public_key()))
     if key is not None:
-        signature = key.sign(export.signed_bytes, ec.ECDSA(SHA384()))
-        export = LedgerExport(dataset_id, when, export.entries, export.public_key, signature)
+        export = replace(export, signature=sign(key, export.signed_bytes))
     write_bytes(out, export.to_text().encode(), mode=0o600)
     return export
 
@@ -133,7 +126,7 @@ def read_export(path: Path) -> LedgerExport:
     if export.to_text() != text:
         raise broken_chain(f"the export {path} is not as it was written")
     if export.public_key is not None:
-        _verify(export, _parse_public(export.public_key.encode(), f"the key in {path}"), path.name)
+        _verify(export, parse_public(export.public_key.encode(), f"the key in {path}"), path.name)
     return export
 
 
@@ -151,7 +144,7 @@ def verify_signature(export: LedgerExport, public_keys: Sequence[Path]) -> Path:
         PrivacyError: the export is not signed, or by another key.
         ConfigError: a key cannot be read, or is of another type.
     """
-    known = {_openssh(_load_public(path)): path for path in public_keys}
+    known = {openssh(load_public(path)): path for path in public_keys}
     what = f"the export of data set {export.dataset_id!r}"
     if export.public_key is None:
         raise PrivacyError(
@@ -162,14 +155,8 @@ def verify_signature(export: LedgerExport, public_keys: Sequence[Path]) -> Path:
             f"{what} must be signed by one of the given keys, but key {fingerprint(export.public_key)} signed it; ask "
             "the hospital for its key, or for another export"
         )
-    _verify(export, _load_public(known[export.public_key]), what)
+    _verify(export, load_public(known[export.public_key]), what)
     return known[export.public_key]
-
-
-def fingerprint(public_key: str) -> str:
-    """Name an OpenSSH key as ``ssh-keygen -lf`` does."""
-    digest = hashlib.sha256(base64.b64decode(public_key.split()[1])).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def _parse(path: Path, text: str) -> LedgerExport:
@@ -214,55 +201,9 @@ def _is_ledger(path: Path) -> bool:
         return False
 
 
-def _verify(export: LedgerExport, key: ec.EllipticCurvePublicKey, what: str) -> None:
-    try:
-        key.verify(export.signature or b"", export.signed_bytes, ec.ECDSA(SHA384()))
-    except InvalidSignature as error:
+def _verify(export: LedgerExport, key: EllipticCurvePublicKey, what: str) -> None:
+    if not fits(key, export.signature or b"", export.signed_bytes):
         raise PrivacyError(
             f"the signature of {what} must fit its content, but it does not, so it was changed after it was signed; "
             "ask the hospital for another export"
-        ) from error
-
-
-def _load_private(path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_ssh_private_key(_read_key(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(
-            f"expected an OpenSSH private key without a passphrase, got {path} ({error}); {_KEY_HELP}"
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise _wrong_type(str(path))
-    return key
-
-
-def _load_public(path: Path) -> ec.EllipticCurvePublicKey:
-    return _parse_public(_read_key(path), str(path))
-
-
-def _parse_public(data: bytes, name: str) -> ec.EllipticCurvePublicKey:
-    try:
-        key = serialization.load_ssh_public_key(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(
-            f"expected an OpenSSH public key, as ssh-keygen writes it into its .pub file, got {name}; give that file"
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise _wrong_type(name)
-    return key
-
-
-def _read_key(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"a key must be a readable file, got {path} ({error.strerror}); name another") from error
-
-
-def _wrong_type(name: str) -> ConfigError:
-    return ConfigError(f"expected an ECDSA key on P-384, as SuperNodes have, but {name} is another; {_KEY_HELP}")
-
-
-def _openssh(key: ec.EllipticCurvePublicKey) -> str:
-    """Write a public key as in a ``.pub`` file, without a comment."""
-    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+        )

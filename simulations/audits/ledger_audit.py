@@ -47,7 +47,7 @@ class LedgerFinding:
     @property
     def recomputed(self) -> float:
         """Epsilon by the rule of the ledger's claim: Renyi DP where plans may have been chosen after results."""
-        return self.epsilons.rdp if len(self.history.plans) > 1 else self.epsilons.tight
+        return self.epsilons.rdp if self.history.adaptive else self.epsilons.tight
 
 
 @dataclass(frozen=True)

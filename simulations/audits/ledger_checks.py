@@ -26,9 +26,8 @@ def compare(history: History, statement: Statement, computed: Epsilons) -> tuple
     """
     if _counts(history) != (statement.steps, statement.committed, statement.open_reservations):
         return [], ["its statement must count the events that it holds, but counts others; do not rely on it"]
-    several = len(history.plans) > 1
-    reference = computed.rdp if several else computed.tight
-    notes = [_which_claim(len(history.plans), computed)] if history.plans else []
+    reference = computed.rdp if history.adaptive else computed.tight
+    notes = [_which_claim(history, computed)] if history.charges else []
     problems = []
     if statement.epsilon < reference * (1 - TOLERANCE) - SLACK:
         problems.append(
@@ -58,12 +57,12 @@ def _counts(history: History) -> tuple[int, tuple[tuple[str, int], ...], tuple[t
     )
 
 
-def _which_claim(plans: int, computed: Epsilons) -> str:
+def _which_claim(history: History, computed: Epsilons) -> str:
     looser = f"{computed.rdp:.4g}" if computed.tight == 0 else f"{computed.rdp / computed.tight - 1:.1%} looser"
-    if plans > 1:
+    if history.adaptive:
         return (
-            f"{plans} plans, of which later ones may have been chosen after earlier results: Rényi DP is the claim, as "
-            f"it holds then too; had all been fixed beforehand, it would be {computed.tight:.4g}."
+            f"{len(history.plans)} plans, of which later ones may have been chosen after earlier results: Rényi DP is "
+            f"the claim, as it holds then too; had all been fixed beforehand, it would be {computed.tight:.4g}."
         )
     if computed.exact is not None:
         return (
@@ -78,10 +77,10 @@ def _why_more(history: History, statement: Statement, computed: Epsilons) -> str
     if statement.epsilon > REACH:
         return f"beyond ε = {REACH:g} it computes coarsely"
     rounding = history.delta < 1e-11 + 1e-13 * statement.steps
-    if (len(history.plans) > 1 or rounding) and statement.epsilon <= RDP_ORDERS * computed.rdp:
+    if (history.adaptive or rounding) and statement.epsilon <= RDP_ORDERS * computed.rdp:
         return "at so small a delta it takes Rényi DP" if rounding else "it computes Rényi DP at fewer orders"
-    if len(history.plans) == 1:
-        (plan,) = history.plans
+    if not history.adaptive:
+        (plan,) = (plan for plan in history.plans if plan.charges)
         per_round = plan.plan.terms.steps_per_round
         later = math.ceil(len(plan.charges) * TABLE_STRIDE + 1) * per_round
         most, _ = tight_and_rdp([plan.steps(min(later, plan.plan.terms.steps))], history.delta)
@@ -107,7 +106,7 @@ def over_caps(history: History) -> list[str]:
         until = history.until(end)
         if not any(cap.position < charge.position for charge in until.charges):
             continue
-        spent = tight_and_rdp((plan.charged for plan in until.plans), history.delta)[len(until.plans) > 1]
+        spent = tight_and_rdp((plan.charged for plan in until.plans), history.delta)[until.adaptive]
         if spent > cap.epsilon * (1 + TOLERANCE) + SLACK:
             problems.append(
                 f"rounds must be charged within the cap of their time, but under the cap ε = {cap.epsilon:g} of entry "

@@ -84,7 +84,8 @@ def export(
     it (ssh-keygen -t ecdsa -b 384).
     """
     from common.privacy.entries import read_entries
-    from common.privacy.export import export_ledger, fingerprint
+    from common.privacy.export import export_ledger
+    from common.privacy.keys import fingerprint
 
     done = export_ledger(read_entries(path), out, private_key=key)
     signed = "unsigned" if done.public_key is None else f"signed by {fingerprint(done.public_key)}"

@@ -14,7 +14,8 @@ from typing import Literal
 
 from common.errors import BrokenChainError, ConfigError
 from common.privacy.entries import LedgerEntry, broken_chain, read_entries, verify_chain
-from common.privacy.export import LedgerExport, fingerprint, read_export, verify_signature
+from common.privacy.export import LedgerExport, read_export, verify_signature
+from common.privacy.keys import fingerprint
 
 _SQLITE = b"SQLite format 3\0"
 

@@ -108,6 +108,11 @@ class History:
         return tuple(sorted((one for plan in self.plans for one in plan.charges), key=lambda one: one.position))
 
     @property
+    def adaptive(self) -> bool:
+        """Whether a plan may have been chosen after seeing what another one released."""
+        return sum(1 for plan in self.plans if plan.charges) > 1
+
+    @property
     def timed(self) -> bool:
         """Whether charges carry times, as a deployed node's do."""
         return any(charge.at is not None for charge in self.charges)
