@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -65,6 +65,12 @@ class Recipe:
         if self.terms is not None:
             return self.terms.rounds, self.terms.steps_per_round
         return self.rounds or 0, self.steps_per_round
+
+    def shortened(self, rounds: int = 1) -> Recipe:
+        """The same for the first rounds only, with the noise of the whole plan."""
+        if self.terms is None:
+            return replace(self, rounds=rounds)
+        return replace(self, terms=replace(self.terms, rounds=rounds))
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,19 @@ from scipy.stats import binom, chi2
 from torch import Tensor, nn
 
 from client.mechanism import clipped_sum, noisy_gradient
+from common.config import RunConfig
+from common.data.federation import source_targets
 from common.errors import ConfigError
 from common.privacy.noise import SeededRandomness
 from common.privacy.plan import PrivacyPlan, PrivacyTerms
 from common.tasks import classification_loss
+from server.checkpoints import RunStore
+from server.run_folder import run_identity
+from simulations.audits.recipes import places_of, private_recipe
 from simulations.audits.shadows import Place, Recipe, train_heads
+from simulations.engine import run_in_process
+from simulations.preflight import check
+from tests.federations import small_config
 
 WIDTH, CLASSES, RECORDS, HEADS = 24, 4, 30, 5
 FALSE_ALARM = 1e-6  # of each statistical test
@@ -108,6 +116,66 @@ def test_in_float32_it_differs_by_rounding_only():
         return train_heads(features, targets, included, recipe, seed=0, dtype=dtype, draws=draws)
 
     assert float((train(torch.float32) - train(torch.float64)).abs().max()) < 1e-5
+
+
+class Queue:
+    """Draws that were made before, for one head."""
+
+    def __init__(self) -> None:
+        self.sampled: list[Tensor] = []
+        self.drawn: list[Tensor] = []
+
+    def flags(self, heads: int, records: int, rate: float) -> Tensor:
+        return self.sampled.pop(0)[None]
+
+    def normals(self, shape: torch.Size) -> Tensor:
+        classes, width = shape[1], shape[2] - 1
+        row = self.drawn.pop(0)
+        return torch.cat([row[classes:].view(classes, width), row[:classes, None]], dim=1)[None]
+
+
+def of_federation(config: RunConfig, sizes: dict[str, int], rate: float, parameters: int) -> Queue:
+    """What the nodes of a seeded run draw; their noises in one where they average after every step."""
+    queue, together = Queue(), config.training.local_steps == 1
+    share = torch.ones(len(sizes), dtype=torch.float64) / np.sqrt(len(sizes))  # weight / divisor is the same for all
+    for round_ in range(1, config.federation.rounds + 1):
+        flags, normals = [], []
+        for name, size in sizes.items():
+            sampling, noise = (SeededRandomness(7, name, round_, purpose) for purpose in ("sampling", "noise"))
+            for _ in range(config.training.local_steps):
+                flags.append(torch.from_numpy(sampling.bernoulli(size, rate)))
+                normals.append(torch.from_numpy(noise.normal((parameters,))))
+        queue.sampled += [torch.cat(flags)] if together else flags
+        queue.drawn += [share @ torch.stack(normals)] if together else normals
+    return queue
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_batched_head_is_the_global_head_of_a_federation(tmp_path, steps):
+    """The real apps, their checkpoint after three rounds, and every node's own draws."""
+    config = small_config(training={"local_steps": steps})
+    run_in_process(config, tmp_path, range(4))
+    checkpoint = RunStore(tmp_path, run_identity(tmp_path)).latest()
+    assert checkpoint is not None
+    ready = check(config)
+    offer, shares = ready.proposal.plan.offer, ready.federation.shares
+    sizes = {name: len(own) for name, own in shares.items()}
+    recipe = private_recipe(offer.terms, 10, 64, list(sizes.values()))
+    targets = source_targets(ready.federation, offer.model.backbone)
+    queue = of_federation(config, sizes, offer.terms.sampling_rate, 650)
+    found = train_heads(
+        torch.from_numpy(np.array(ready.features)),
+        targets,
+        torch.ones(1, len(targets), dtype=torch.bool),
+        recipe,
+        seed=0,
+        places=places_of([torch.from_numpy(own) for own in shares.values()], offer.terms, list(sizes.values())),
+        dtype=torch.float64,
+        draws=lambda _: queue,
+    )[0]
+    expected = torch.cat([checkpoint.head["weight"], checkpoint.head["bias"][:, None]], dim=1)
+    assert float(expected.abs().max()) > 0.01
+    assert float((found - expected).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("change", [{"clipping_norm": 0.81}, {"noise_multiplier": 1.31}])
