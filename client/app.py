@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from client import egress, training
 from client.home import Node, open_node
+from client.statistics import release_statistics
 from common import wire
 from common.errors import FederationError
 from common.grafting import threads
@@ -26,6 +27,12 @@ app = ClientApp()
 def hello(message: Message, context: Context) -> Message:
     """Answer the server's offer with name and declared size, or refuse it."""
     return _answer(message, context, lambda node: training.accept_offer(wire.decode_offer(message), node))
+
+
+@app.query(wire.STATISTICS_ACTION)
+def statistics(message: Message, context: Context) -> Message:
+    """Release what a candidate backbone is scored by, noised and paid for."""
+    return _answer(message, context, lambda node: release_statistics(wire.decode_statistics_task(message), node))
 
 
 @app.train()

@@ -1,7 +1,7 @@
 """The egress gate: the only way out of a node.
 
-A reply is one of four types or the noised statistics of a candidate backbone, and each holds nothing but what is listed
-here: no loss, no gradient norm, no number of examples, no text of an exception. What is not on the list does not leave.
+A reply is one of five types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
+examples, no text of an exception. What is not on the list does not leave.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
-from common.messages import Hello, Metrics, Reason, Refusal, Update
+from common.messages import Hello, Metrics, Reason, Refusal, Statistics, Update
 
 
 def release_hello(name: str, declared_size: int) -> Hello:
@@ -41,7 +41,7 @@ def release_update(head: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Up
     return Update({name: value.detach().clone() for name, value in head.items()})
 
 
-def release_statistics(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def release_statistics(values: NDArray[np.float64], size: int) -> Statistics:
     """Let the noised statistics of a candidate backbone out, see ``common.noised_moments``.
 
     Args:
@@ -53,7 +53,7 @@ def release_statistics(values: NDArray[np.float64], size: int) -> NDArray[np.flo
     """
     if values.dtype != np.float64 or values.shape != (size,) or not bool(np.isfinite(values).all()):
         raise PrivacyError(f"expected {size} finite float64 statistics, got others; nothing was released")
-    return values.copy()
+    return Statistics(values.copy())
 
 
 def release_metrics(accuracy: float, policy: Literal["none", "exact"], *, simulated: bool) -> Metrics:

@@ -14,6 +14,7 @@ from client.training import accept_offer
 from common.errors import PrivacyError, ProtocolError
 from common.features import as_tensor
 from common.grafting import Layout
+from common.messages import Statistics
 from common.model import layout_at
 from common.noised_moments import NOISE_UNIT, SENSITIVITY, StatisticsTask, bounded_sums, packed_size, projection
 from common.privacy.noise import Randomness
@@ -23,11 +24,8 @@ from common.scored_rows import Rows, rows_of, target_bound
 AT_ONCE = 512  # records whose rows are in memory together
 
 
-def release_statistics(task: StatisticsTask, node: Node) -> NDArray[np.float64]:
+def release_statistics(task: StatisticsTask, node: Node) -> Statistics:
     """Add up what a candidate is scored by over this node's records, add noise and release it.
-
-    Returns:
-        Shape (P,), float64, see ``common.noised_moments.pack``.
 
     Guarantees:
         The budget is reserved, durably, before a record is read, and the reply is stored before it leaves; the same
@@ -49,7 +47,7 @@ def release_statistics(task: StatisticsTask, node: Node) -> NDArray[np.float64]:
         records = node.records(model)  # sensitive from here
         values = noised_sums(task, records, plan, node.randomness(NOISE_UNIT - task.candidate)[1])
         released = egress.release_statistics(values, size)
-        ledger.commit(reservation, released.astype("<f8").tobytes())
+        ledger.commit(reservation, released.values.astype("<f8").tobytes())
     return released
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -123,10 +125,21 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """What a node releases of a candidate backbone, see ``common.noised_moments``.
+
+    Attributes:
+        values: shape (P,), float64; noise is already in it.
+    """
+
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A node's answer when it does not do what it was asked."""
 
     reason: Reason
 
 
-Reply = Hello | Update | Metrics | Refusal
+Reply = Hello | Update | Metrics | Statistics | Refusal

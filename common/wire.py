@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -27,9 +28,11 @@ from common.messages import (
     Reason,
     Refusal,
     Reply,
+    Statistics,
     TrainTask,
     Update,
 )
+from common.noised_moments import Sketch, StatisticsTask
 from common.privacy.plan import PrivacyTerms
 
 Number = TypeVar("Number", int, float)
@@ -40,17 +43,37 @@ ARRAYS = "arrays"  # Flower's strategies look for these names
 CONFIG = "config"
 TASK = "task"
 ROUND = "server-round"
+STATISTICS = "statistics"
 PROXIMAL_MU = "proximal-mu"
 HELLO_ACTION = "hello"
 QUERY_HELLO = f"query.{HELLO_ACTION}"
+STATISTICS_ACTION = "statistics"
+QUERY_STATISTICS = f"query.{STATISTICS_ACTION}"
 
 
-class _Offer(BaseModel):
+class _Terms(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     run_id: str = Field(pattern=r"^[0-9A-Za-z._-]{1,128}$")  # it ends up in ledgers and reports
     model: ModelSpec
     terms: dict[str, str | int | float]
+
+    def offer(self) -> Offer:
+        return Offer(self.run_id, self.model, PrivacyTerms.from_dict(self.terms))
+
+
+class _Offer(_Terms):
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
+class _Sketch(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    seed: int = Field(ge=0, lt=2**63)
+    width: int
+
+
+class _Statistics(_Terms):
+    candidate: int
+    sketch: _Sketch
 
 
 def encode_task(offer: Offer, learning_rate: float | None = None) -> ConfigRecord:
@@ -60,6 +83,18 @@ def encode_task(offer: Offer, learning_rate: float | None = None) -> ConfigRecor
         "model": offer.model.model_dump(),
         "terms": offer.terms.to_dict(),
         "learning_rate": learning_rate,
+    }
+    return ConfigRecord({TASK: json.dumps(body)})
+
+
+def encode_statistics_task(task: StatisticsTask) -> ConfigRecord:
+    """Put a question about a candidate backbone into the config record of a message."""
+    body = {
+        "run_id": task.offer.run_id,
+        "model": task.offer.model.model_dump(),
+        "terms": task.offer.terms.to_dict(),
+        "candidate": task.candidate,
+        "sketch": asdict(task.sketch),
     }
     return ConfigRecord({TASK: json.dumps(body)})
 
@@ -123,6 +158,15 @@ def decode_evaluate_task(message: Message) -> EvaluateTask:
     return EvaluateTask(offer=_parse(message)[0], head=decode_head(_arrays(message)))
 
 
+def decode_statistics_task(message: Message) -> StatisticsTask:
+    """Read a question about a candidate backbone; errors as in ``decode_train_task``, where it offers no learning."""
+    try:
+        parsed = _Statistics.model_validate_json(str(record(message.content, CONFIG, ConfigRecord)[TASK]))
+    except (KeyError, ValidationError) as error:
+        raise _no_task() from error
+    return StatisticsTask(parsed.offer(), parsed.candidate, Sketch(parsed.sketch.seed, parsed.sketch.width))
+
+
 def encode_reply(reply: Reply, to: Message) -> Message:
     """Turn what the egress gate let through into a Flower message."""
     match reply:
@@ -132,6 +176,8 @@ def encode_reply(reply: Reply, to: Message) -> Message:
             content = RecordDict({ARRAYS: encode_head(head)})
         case Metrics(accuracy=accuracy):
             content = RecordDict({"metrics": MetricRecord({"accuracy": accuracy})})
+        case Statistics(values=values):
+            content = RecordDict({STATISTICS: ArrayRecord({STATISTICS: Array(values)})})
         case Refusal(reason=reason):
             content = RecordDict({"refusal": ConfigRecord({"reason": reason.value})})
     return Message(content, reply_to=to)
@@ -154,6 +200,8 @@ def decode_reply(message: Message) -> Reply:
             return Hello(str(hello["name"]), _number(hello, "declared-size", int))
         if "metrics" in content:
             return Metrics(_number(record(content, "metrics", MetricRecord), "accuracy", float))
+        if STATISTICS in content:
+            return Statistics(_decode_statistics(record(content, STATISTICS, ArrayRecord)))
         return Update(decode_head(record(content, ARRAYS, ArrayRecord)))
     except (KeyError, ValueError) as error:
         raise ProtocolError(
@@ -177,7 +225,18 @@ def _parse(message: Message) -> tuple[Offer, float | None]:
     try:
         return _parse_text(str(record(message.content, CONFIG, ConfigRecord)[TASK]))
     except (KeyError, ValidationError) as error:
-        raise ProtocolError("expected a fedgraft task in the server's message, got something else") from error
+        raise _no_task() from error
+
+
+def _no_task() -> ProtocolError:
+    return ProtocolError("expected a fedgraft task in the server's message, got something else")
+
+
+def _decode_statistics(arrays: ArrayRecord) -> NDArray[np.float64]:
+    values = _read_npy(arrays[STATISTICS].data)
+    if values.dtype != np.float64 or values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError("not a vector of finite numbers")
+    return np.array(values)
 
 
 def _array(values: NDArray[np.float32]) -> Array:
@@ -216,7 +275,7 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.d
 def _parse_text(text: str) -> tuple[Offer, float | None]:
     """Offer and learning rate: the same text in every round, so that the same frozen values serve."""
     parsed = _Offer.model_validate_json(text)
-    return Offer(parsed.run_id, parsed.model, PrivacyTerms.from_dict(parsed.terms)), parsed.learning_rate
+    return parsed.offer(), parsed.learning_rate
 
 
 def _arrays(message: Message) -> ArrayRecord:

@@ -6,15 +6,18 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common import wire
-from common.errors import ProtocolError
-from common.messages import EvaluateTask, Hello, Metrics, Offer, Reason, Refusal, Reply, Update
+from common.errors import PrivacyError, ProtocolError
+from common.messages import EvaluateTask, Hello, Metrics, Offer, Reason, Refusal, Reply, Statistics, Update
+from common.noised_moments import StatisticsTask, packed_size
 
 JOIN_TIMEOUT_S = 120.0
 
@@ -123,6 +126,29 @@ class Link:
         scores = {ids[node]: reply.accuracy for node, reply in replies.items() if isinstance(reply, Metrics)}
         return dict(sorted(scores.items()))
 
+    def statistics(self, task: StatisticsTask) -> dict[str, NDArray[np.float64]]:
+        """Ask every member for what a candidate backbone is scored by.
+
+        Returns:
+            Node name to noised statistics, see ``common.noised_moments``.
+
+        Raises:
+            PrivacyError: a member refuses for the sake of privacy.
+            ProtocolError: a member does not answer otherwise; the sum of the others would be another question's answer.
+        """
+        content = RecordDict({wire.CONFIG: wire.encode_statistics_task(task)})
+        ids = {member.node_id: name for name, member in self.members.items()}
+        replies = {ids[node]: reply for node, reply in self._ask(ids, content, wire.QUERY_STATISTICS).items()}
+        size = (packed_size(task.sketch.width, task.offer.model.task, len(task.offer.model.classes)),)
+        came = {name: reply.values for name, reply in replies.items() if isinstance(reply, Statistics)}
+        found = {name: values for name, values in came.items() if values.shape == size}
+        failed = {
+            name: _reason(replies[name]) if name in replies else "no reply" for name in {*self.members} - {*found}
+        }
+        if failed:
+            raise unanswered(f"statistics of candidate {task.candidate} from every node", failed)
+        return dict(sorted(found.items()))
+
     def _ask(self, node_ids: Iterable[int], content: RecordDict, kind: str) -> dict[int, Reply]:
         messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in node_ids]
         return {message.metadata.src_node_id: _decode(message) for message in self.grid.send_and_receive(messages)}
@@ -170,6 +196,20 @@ class CohortView(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Pass on."""
         return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+def unanswered(wanted: str, failed: Mapping[str, str]) -> ProtocolError | PrivacyError:
+    """The error for what nodes did not do.
+
+    Args:
+        wanted: what was expected of them.
+        failed: node name or id to reason.
+    """
+    reasons = sorted(set(failed.values()))
+    said = ", ".join(f"{reason} ({list(failed.values()).count(reason)} nodes)" for reason in reasons) or "no node"
+    text = f"expected {wanted}, got: {said}; the nodes' own logs say why"
+    private = reasons and set(reasons) <= {Reason.BUDGET.value, Reason.POLICY.value}
+    return PrivacyError(text) if private else ProtocolError(text)
 
 
 def _decode(message: Message) -> Reply:

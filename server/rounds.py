@@ -20,7 +20,7 @@ from common.tasks import Scores
 from server.aggregation import aggregate, restore_strategy, strategy_state
 from server.checkpoints import Checkpoint, Line, RunStore, read_lines
 from server.defaults import default_learning_rate
-from server.link import Answers, CohortView, Link, Member
+from server.link import Answers, CohortView, Link, Member, unanswered
 
 Evaluate = Callable[[dict[str, Tensor]], Scores]
 NOTHING: Mapping[str, Evaluate] = MappingProxyType({})
@@ -227,9 +227,4 @@ def _finite(loss: float) -> float | None:
 
 
 def _nobody(failed: Mapping[str, str], round_: int) -> ProtocolError | PrivacyError:
-    reasons = sorted(set(failed.values()))
-    said = ", ".join(f"{reason} ({list(failed.values()).count(reason)} nodes)" for reason in reasons) or "no node"
-    wanted = f"updates in round {round_}" if round_ else "nodes that accept the offer"
-    text = f"expected {wanted}, got: {said}; the nodes' own logs say why"
-    private = reasons and set(reasons) <= {Reason.BUDGET.value, Reason.POLICY.value}
-    return PrivacyError(text) if private else ProtocolError(text)
+    return unanswered(f"updates in round {round_}" if round_ else "nodes that accept the offer", failed)

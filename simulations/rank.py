@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+import client.app
 from client.home import Node, open_node, simulated_in_process
-from client.statistics import release_statistics
 from common.config import RunConfig, to_flat
 from common.data.federation import Federation, assemble
 from common.data.local import LocalData
@@ -29,8 +29,9 @@ from common.targets import make_targets
 from common.token_heads import TOKEN_TASKS, is_sequence
 from common.transferability import score_records
 from server.coordinator import check_unit, model_spec
+from server.link import Link, unanswered
 from simulations.baselines import changed
-from simulations.engine import RUN_ID
+from simulations.engine import RUN_ID, InProcessGrid, task_identity
 
 Cuts = Literal["all", "last"]
 Progress = Callable[[str, int, int], None]
@@ -247,16 +248,19 @@ def _private(
     run_id, nodes = f"rank-{uuid.uuid4().hex}", len(federation.shares)
     size = sum(len(share) for share in federation.shares.values())
     scores = []
-    with simulated_in_process(folder):
-        played = list(_nodes(config, nodes))
+    with task_identity(), simulated_in_process(folder):
+        link = Link(InProcessGrid(client.app.app, config, range(nodes), folder))
+        link.offer(Offer(run_id, models[0], terms))
+        if len(link.members) < nodes:
+            raise unanswered("every node to accept the offer", link.refused)
         for number, model in enumerate(models, start=1):
             _warm(model, federation, progress)
             task = StatisticsTask(Offer(run_id, model, terms), number, _sketch(config, model))
-            total = np.sum([release_statistics(task, node) for node in played], axis=0)
+            total = np.sum(list(link.statistics(task).values()), axis=0)
             deviation = terms.noise_multiplier * SENSITIVITY * math.sqrt(nodes)
             facts = (total, deviation, size, task.sketch, model.task, len(model.classes))
             scores.append((noised_score(*facts), noised_error(*facts)))
-        return scores, _spending(config, terms, played)
+        return scores, _spending(config, terms, list(_nodes(config, nodes)))
 
 
 def _nodes(config: RunConfig, count: int) -> Iterator[Node]:

@@ -20,9 +20,10 @@ from client.home import simulated_in_process
 from common import wire
 from common.config import to_flat
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
-from common.messages import Reason, Refusal, Update
+from common.messages import Reason, Refusal, Statistics, Update
+from common.noised_moments import SENSITIVITY, Sketch, StatisticsTask, packed_size
 from simulations.engine import task_identity
-from tests.federations import small_config, small_task
+from tests.federations import small_config, small_offer, small_task
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +83,7 @@ ALLOWED = {
     wire.ARRAYS: {"weight", "bias"},
     "hello": {"name", "declared-size"},
     "metrics": {"accuracy"},
+    wire.STATISTICS: {wire.STATISTICS},
     "refusal": {"reason"},
 }
 
@@ -89,10 +91,13 @@ values = st.one_of(
     st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=20), st.binary(max_size=20), st.booleans()
 )
 settings_of = st.dictionaries(st.text(min_size=1, max_size=12), values, max_size=4)
+KINDS = ["train", "evaluate", wire.QUERY_HELLO, wire.QUERY_STATISTICS]
+question = StatisticsTask(small_offer(rounds=2, sampling_rate=1.0, clipping_norm=SENSITIVITY), 1, Sketch(0, 8))
 configs = settings_of.map(lambda values: ConfigRecord({**values}))
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 arrays = shapes.map(lambda shape: ArrayRecord({"weight": Array(np.ones(shape, dtype=np.float32))}))
-well_formed = st.just(None).map(lambda _: wire.encode_task(small_task().offer, 0.5))
+asks = [lambda: wire.encode_task(small_task().offer, 0.5), lambda: wire.encode_statistics_task(question)]
+well_formed = st.sampled_from(asks).map(lambda ask: ask())
 heads = st.just(None).map(lambda _: wire.encode_head(small_task().head))
 contents = st.builds(
     lambda config, head, extra: RecordDict(
@@ -105,7 +110,7 @@ contents = st.builds(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=contents, kind=st.sampled_from(["train", "evaluate", wire.QUERY_HELLO]), partition=st.integers(-1, 5))
+@given(content=contents, kind=st.sampled_from(KINDS), partition=st.integers(-1, 5))
 def test_whatever_comes_in_only_listed_values_go_out(
     content: RecordDict, kind: str, partition: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,6 +121,7 @@ def test_whatever_comes_in_only_listed_values_go_out(
     assert len(reply.content) == 1
     ((name, record),) = reply.content.items()
     assert set(record) <= ALLOWED[name]
+    assert name != wire.STATISTICS or kind == wire.QUERY_STATISTICS
     if name == "refusal":
         assert record["reason"] in {reason.value for reason in Reason}
 
@@ -141,3 +147,12 @@ def test_a_real_node_is_not_mistaken_for_a_simulated_one() -> None:
     record = wire.encode_task(task.offer, 0.5)
     message = Message(RecordDict({wire.CONFIG: record, wire.ARRAYS: wire.encode_head(task.head)}), 2, "train")
     assert wire.decode_reply(client.app.app(message, context)) == Refusal(Reason.DATA)
+
+
+def test_a_question_about_a_candidate_is_answered_with_noised_statistics(tmp_path: Path) -> None:
+    context = Context(1, 2, {"partition-id": 0}, RecordDict(), to_flat(small_config()))
+    message = Message(RecordDict({wire.CONFIG: wire.encode_statistics_task(question)}), 2, wire.QUERY_STATISTICS)
+    with simulated_in_process(tmp_path):
+        reply = wire.decode_reply(client.app.app(message, context))
+    assert isinstance(reply, Statistics)
+    assert reply.values.shape == (packed_size(8, "classification", 10),)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from common import wire
 from common.errors import PrivacyError, ProtocolError
-from common.messages import Hello, Metrics, Reason, Refusal, Reply, Update
+from common.messages import Hello, Metrics, Reason, Refusal, Reply, Statistics, Update
+from common.noised_moments import Sketch, StatisticsTask
 from simulations.engine import task_identity
 from tests.federations import small_offer, small_task
 
@@ -48,10 +49,40 @@ def test_a_task_arrives_as_it_was_sent() -> None:
     }
 
 
+def statistics_message(config: ConfigRecord) -> Message:
+    return over_the_wire(Message(RecordDict({wire.CONFIG: config}), 5, wire.QUERY_STATISTICS))
+
+
+def test_a_question_about_a_candidate_arrives_as_it_was_asked() -> None:
+    task = StatisticsTask(small_offer(), 2, Sketch(2**40, 16))
+    assert wire.decode_statistics_task(statistics_message(wire.encode_statistics_task(task))) == task
+
+
+@pytest.mark.parametrize(
+    "change", [{"sketch": {"seed": -1, "width": 4}}, {"candidate": 1.5}, {"learning_rate": 1.0}, {"sketch": None}]
+)
+def test_a_malformed_question_is_refused(change: dict[str, Any]) -> None:
+    body = json.loads(str(wire.encode_statistics_task(StatisticsTask(small_offer(), 2, Sketch(0, 16)))[wire.TASK]))
+    with pytest.raises(ProtocolError, match="expected a fedgraft task"):
+        wire.decode_statistics_task(statistics_message(ConfigRecord({wire.TASK: json.dumps({**body, **change})})))
+    with pytest.raises(ProtocolError, match="expected a fedgraft task"):
+        wire.decode_statistics_task(statistics_message(ConfigRecord({"other": 1})))
+
+
+@pytest.mark.parametrize("values", [np.zeros(3, np.float32), np.array([np.nan]), np.zeros((2, 2))])
+def test_statistics_that_are_no_vector_of_finite_numbers_are_refused(values: Any) -> None:
+    content = RecordDict({wire.STATISTICS: ArrayRecord({wire.STATISTICS: Array(values)})})
+    with pytest.raises(ProtocolError, match="got another reply"):
+        wire.decode_reply(over_the_wire(Message(content, reply_to=train_message())))
+
+
 replies = st.one_of(
     st.builds(Hello, st.text(min_size=1, max_size=20), st.integers(1, 2**40)),
     st.builds(Metrics, st.floats(0, 1)),
     st.builds(Refusal, st.sampled_from(Reason)),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=9).map(
+        lambda values: Statistics(np.array(values))
+    ),
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9).map(
         lambda values: Update({"weight": torch.tensor(values)})
     ),
@@ -64,6 +95,9 @@ def test_every_reply_arrives_as_it_was_sent(reply: Reply) -> None:
     if isinstance(reply, Update):
         assert isinstance(came, Update)
         assert torch.equal(came.head["weight"], reply.head["weight"])
+    elif isinstance(reply, Statistics):
+        assert isinstance(came, Statistics)
+        assert came.values.tolist() == reply.values.tolist()
     else:
         assert came == reply
 

@@ -116,13 +116,14 @@ def test_a_runs_own_ledgers_are_charged_on_top_of_its_training(config, capsys, t
     assert spending["epsilon_in_ledger"] == pytest.approx(epsilon_rdp([trained, asked], 1e-5))
 
 
-def test_a_spent_budget_refuses_the_ranking(config, capsys, tmp_path):
+def test_a_spent_budget_refuses_the_ranking(config, capsys, caplog, tmp_path):
     folder = tmp_path / "run"
     assert fedgraft.main(["simulate", str(config), "--out", str(folder)]) == 0
     capsys.readouterr()
     status, said = refused(capsys, str(config), *THREE, "--private", "--epsilon", "2", "--out", str(folder))
     assert status == 3
-    assert "the privacy budget" in said
+    assert "got: budget (4 nodes); the nodes' own logs say why" in said
+    assert "node-000 refuses: the privacy budget" in caplog.text
 
 
 @pytest.mark.parametrize(
