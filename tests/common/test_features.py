@@ -19,7 +19,8 @@ from common.backbones.controls import load_reference, raw_pixels
 from common.backbones.preprocessing import ImagePreprocessing
 from common.data.local import LocalData
 from common.errors import ConfigError
-from common.features import BATCH, FeatureCache, address, extract, first_not_finite
+from common.feature_pass import MOST_RECORDS as BATCH
+from common.features import FeatureCache, address, extract, first_not_finite
 from common.grafting import Trunk
 from common.segments import bytes_of
 from tests.models import minilm_folder

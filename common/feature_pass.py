@@ -1,0 +1,168 @@
+"""The feature pass: a trunk made ready for this machine, and run over records by all of its cores.
+
+Each batch is one core's work, from the record to its features. So no core waits for another within a layer, the next
+records are prepared while others pass the network, and the bits of a feature do not depend on how many cores there are.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.backbones.backbone import LENGTH_STEP, Activations, Backbone, CutsTexts, Preprocessing
+from common.data.records import Inputs, take_inputs
+from common.errors import ConfigError
+from common.folding import fold_norms
+from common.grafting import Trunk, threads
+from common.made_up import made_up_records
+
+Precision = Literal["float32", "bfloat16"]
+"""In which numbers convolutions and matrix products are computed; features are always stored in float32."""
+
+MOST_RECORDS, FEWEST_RECORDS, TEXTS = 64, 8, 16  # of a batch
+VALUES = 2**20  # that a batch of images or sounds may hold: more no longer fit a core's cache
+EXAMPLES = 4  # made-up records that folding is tried out on
+
+Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+class FeaturePass:
+    """A trunk made ready: BatchNorms folded, channels last, weights in the precision of the pass.
+
+    The backbone itself stays as it is, and so does its digest.
+
+    Attributes:
+        preprocessing: of the backbone.
+        precision: of convolutions and matrix products.
+        device: where they are computed, a GPU where there is one.
+        batch: records of one forward pass; always full, so that a record's features do not depend on its neighbours.
+    """
+
+    def __init__(self, backbone: Backbone, cut: str | None, precision: Precision = "float32") -> None:
+        """Prepare the stages up to ``cut``.
+
+        Raises:
+            ConfigError: there is no such stage.
+        """
+        self.preprocessing, self.precision = backbone.preprocessing, precision
+        self.device, self.batch = device(), batch_size(backbone.preprocessing)
+        trunk = fold_norms(copy.deepcopy(Trunk(backbone, cut)), _examples(backbone.preprocessing))
+        self._trunk: nn.Module = _cast(trunk, precision).to(self.device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def features(self, inputs: Activations) -> Tensor:
+        """Map preprocessed records (N, …) to features (N, D), float32, on the CPU."""
+        return self._forward(self._trunk, inputs)
+
+    def run(self, inputs: Inputs) -> Iterator[Batch]:
+        """Compute the features of all records, batch by batch, on as many cores as torch may use.
+
+        Args:
+            inputs: N records.
+
+        Yields:
+            Indices of a batch's records, shape (B,), and their features, (B, D).
+        """
+        workers = max(1, torch.get_num_threads())
+        spare: SimpleQueue[nn.Module] = SimpleQueue()
+        for _ in range(workers):
+            spare.put(_twin(self._trunk))
+
+        def compute(rows: NDArray[np.int64]) -> Batch:
+            trunk = spare.get()
+            try:
+                return rows, self._batch(trunk, inputs, rows)
+            finally:
+                spare.put(trunk)
+
+        with threads(1):  # which the workers inherit
+            pool = ThreadPoolExecutor(workers)
+            try:
+                yield from pool.map(compute, self._batches(inputs))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    @torch.inference_mode()
+    def _batch(self, trunk: nn.Module, inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        padded = np.concatenate([rows, np.repeat(rows[-1:], self.batch - len(rows))])
+        values = self._forward(trunk, self.preprocessing(take_inputs(inputs, padded)))
+        return np.asarray(values[: len(rows)].numpy())
+
+    def _forward(self, trunk: nn.Module, inputs: Activations) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            values: Tensor = trunk(_moved(inputs, self.device))
+        return values.float().cpu()
+
+    def _batches(self, inputs: Inputs) -> Iterator[NDArray[np.int64]]:
+        """Indices of the records of each batch, which need equally many steps; long texts first."""
+        steps = _steps(self.preprocessing, inputs)
+        for step in np.unique(steps)[::-1]:
+            rows = np.flatnonzero(steps == step)
+            yield from (rows[start : start + self.batch] for start in range(0, len(rows), self.batch))
+
+
+def device() -> torch.device:
+    """Where features are computed."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def batch_size(preprocessing: Preprocessing) -> int:
+    """Records of one forward pass: a power of two, fewer where a record is large; it depends on the backbone alone.
+
+    Texts get small batches, because only texts of about one length share one.
+    """
+    if isinstance(preprocessing, CutsTexts):
+        return TEXTS
+    prepared = preprocessing(preprocessing.blank())
+    values = sum(part.numel() for part in ((prepared,) if isinstance(prepared, Tensor) else prepared))
+    fitting = VALUES // max(1, values)
+    return min(MOST_RECORDS, max(FEWEST_RECORDS, 1 << max(0, fitting.bit_length() - 1)))
+
+
+def _examples(preprocessing: Preprocessing) -> Activations | None:
+    try:
+        records = made_up_records(preprocessing, EXAMPLES)
+        return None if records is None else preprocessing(records)
+    except ConfigError:
+        return None  # it takes only some images, say: nothing can be tried out
+
+
+def _cast(trunk: nn.Module, precision: Precision) -> nn.Module:
+    """Store the large weights as they will be used; autocast takes care of everything else."""
+    if precision == "bfloat16":
+        for module in trunk.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+                module.to(torch.bfloat16)
+    return trunk
+
+
+def _twin(trunk: nn.Module) -> nn.Module:
+    """A copy for another thread, that shares the tensors: a user's module may note things while it runs."""
+    shared = itertools.chain(trunk.parameters(), trunk.buffers())
+    return copy.deepcopy(trunk, {id(value): value for value in shared})
+
+
+def _steps(preprocessing: Preprocessing, inputs: Inputs) -> NDArray[np.int64]:
+    """How long each record is, in steps of ``LENGTH_STEP`` tokens, shape (N,); all the same but for texts."""
+    if not isinstance(preprocessing, CutsTexts):
+        return np.zeros(len(inputs), dtype=np.int64)
+    parts = [
+        preprocessing.encode(inputs[start : start + 1024]).mask.sum(dim=1) for start in range(0, len(inputs), 1024)
+    ]
+    return np.asarray(torch.cat(parts).div(LENGTH_STEP).ceil().long().numpy())
+
+
+def _moved(activations: Activations, to: torch.device) -> Activations:
+    if not isinstance(activations, Tensor):
+        return tuple(part.to(to) for part in activations)
+    layout = torch.channels_last if activations.dim() == 4 else torch.contiguous_format
+    return activations.to(to).contiguous(memory_format=layout)
