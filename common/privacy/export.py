@@ -27,7 +27,6 @@ from common.privacy.keys import fingerprint, fits, load_private, load_public, op
 
 FORMAT = "fedgraft ledger export 1"
 _KEYS = {"format", "at", "dataset_id", "chain_head", "entries", "public_key", "signature"}
-_SQLITE = b"SQLite format 3\0"
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,12 @@ def export_ledger(
 
     Raises:
         PrivacyError: the chain is broken, or there is none.
-        ConfigError: the key is not usable, or ``out`` cannot be written or is a ledger.
+        ConfigError: the key is not usable, or ``out`` cannot be written, or is something else than an export.
     """
     verify_chain(entries)
     dataset_id = _dataset_id(entries)
     key = None if private_key is None else load_private(private_key)
-    if _is_ledger(out):
-        raise ConfigError(f"an export must not replace a ledger, but {out} is one; choose another file with --out")
+    _check_place(out)
     when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
     export = LedgerExport(dataset_id, when, tuple(entries), None if key is None else openssh(key.public_key()))
     if key is not None:
@@ -193,12 +191,15 @@ def _dataset_id(entries: Sequence[LedgerEntry]) -> str:
     return name
 
 
-def _is_ledger(path: Path) -> bool:
+def _check_place(out: Path) -> None:
+    """Refuse to replace a ledger, a key, or whatever else is no export."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(_SQLITE)) == _SQLITE
+        with out.open("rb") as file:
+            start = file.read(1)
     except OSError:
-        return False
+        return
+    if start not in (b"", b"{"):
+        raise ConfigError(f"an export must replace nothing but an export, but {out} is another; choose another file")
 
 
 def _verify(export: LedgerExport, key: EllipticCurvePublicKey, what: str) -> None:

@@ -83,11 +83,14 @@ def export(
     It holds all entries and the chain's head, and is signed where a key is given: the node's own, as its SuperNode has
     it (ssh-keygen -t ecdsa -b 384).
     """
-    from common.privacy.entries import read_entries
     from common.privacy.export import export_ledger
     from common.privacy.keys import fingerprint
+    from simulations.audits.ledger_files import read_ledger_file
 
-    done = export_ledger(read_entries(path), out, private_key=key)
+    file = read_ledger_file(path)
+    if file.kind == "export":
+        raise ConfigError(f"expected a ledger's own file, but {path} is an export of one already; carry it as it is")
+    done = export_ledger(file.entries, out, private_key=key)
     signed = "unsigned" if done.public_key is None else f"signed by {fingerprint(done.public_key)}"
     typer.echo(f"export      {out}, data set {done.dataset_id}, {len(done.entries)} entries, {signed}")
     typer.echo(f"chain head  {done.chain_head}")

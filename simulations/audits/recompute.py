@@ -22,6 +22,7 @@ from dp_accounting import ComposedDpEvent, DpEvent, GaussianDpEvent, PoissonSamp
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 from opacus.accountants import PRVAccountant
+from scipy.integrate import IntegrationWarning
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
@@ -54,7 +55,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Epsilons:
-    """Several upper bounds on the same epsilon; None where one was not computed.
+    """Several upper bounds on the same epsilon; None where one could not be computed.
 
     Attributes:
         exact: the Gaussian mechanism's own curve, where every unit is in every step.
@@ -164,7 +165,11 @@ def _prv(steps: tuple[Steps, ...], delta: float) -> float | None:
     accountant = PRVAccountant()
     accountant.history = [(one.noise_multiplier, one.sampling_rate, one.count) for one in steps]
     with _quiet():
-        return float(accountant.get_epsilon(delta, eps_error=max(1e-4, PRV_SHARE * tight)))
+        warnings.simplefilter("error", IntegrationWarning)
+        try:
+            return float(accountant.get_epsilon(delta, eps_error=max(1e-4, PRV_SHARE * tight)))
+        except (IntegrationWarning, ValueError, RuntimeError):  # its numerics do not reach everywhere
+            return None
 
 
 @contextmanager

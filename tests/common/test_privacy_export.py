@@ -204,10 +204,12 @@ def test_a_key_with_a_passphrase_is_refused(tmp_path: Path) -> None:
         export_ledger(entries(), tmp_path / "out.json", private_key=key)
 
 
-def test_an_export_does_not_replace_a_ledger(tmp_path: Path) -> None:
+def test_an_export_replaces_no_ledger_and_no_key(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"SQLite format 3\0 and so on")
-    with pytest.raises(ConfigError, match="must not replace a ledger"):
-        export_ledger(entries(), tmp_path / "ledger.sqlite")
+    key = key_pair(tmp_path, "node")
+    for place in (tmp_path / "ledger.sqlite", key):
+        with pytest.raises(ConfigError, match="must replace nothing but an export"):
+            export_ledger(entries(), place, private_key=key)
     export_ledger(entries(2), tmp_path / "out.json")
     assert len(export_ledger(entries(3), tmp_path / "out.json").entries) == 3
 

@@ -1,0 +1,447 @@
+"""The audit of ledgers: it agrees with honest ones, explains what differs, and refuses every other kind."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dp_accounting import gaussian_mechanism
+
+import fedgraft
+from client.ledger import Ledger, Reservation, Spend
+from common.errors import FederationError, PrivacyError
+from common.privacy.entries import GENESIS, LedgerEntry, make_entry, read_entries
+from common.privacy.export import export_ledger
+from common.privacy.plan import PrivacyTerms
+from simulations.audits import recompute
+from simulations.audits.ledger_audit import LedgerAudit, LedgerFinding, audit_ledgers
+from simulations.audits.ledger_checks import compare
+from simulations.audits.ledger_files import LedgerFile, read_ledger_file
+from simulations.audits.recompute import Steps, epsilons, tight_and_rdp
+from tests.common.test_privacy_export import key_pair, public
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "simulations" / "configs" / "digits.toml"
+FULL = PrivacyTerms("record", "local", 1.0, 30, 1, 1.6, 7.617, 1e-5)
+SAMPLED = PrivacyTerms("record", "local", 0.1, 20, 2, 1.0, 2.0, 1e-5)
+
+
+def spend(path: Path, terms: PrivacyTerms, rounds: int, *, run: str = "run", leave_open: int = 0, **given: Any) -> Path:
+    """Charge rounds to a ledger, through the node's own code."""
+    settings: dict[str, Any] = {"dataset_id": path.stem, "epsilon_cap": 8.0, "durable": False, **given}
+    plan = terms.for_node(100)
+    with Ledger.open(path, delta=terms.delta, **settings) as ledger:
+        for round in range(1, rounds + 1):
+            reservation = ledger.reserve(Spend(run, round, f"head {round}"), plan)
+            assert isinstance(reservation, Reservation)
+            if round <= rounds - leave_open:
+                ledger.commit(reservation, b"reply %d" % round)
+    return path
+
+
+def audited(*paths: Path, **given: Any) -> LedgerAudit:
+    return audit_ledgers([read_ledger_file(path) for path in paths], **given)
+
+
+def one(*paths: Path, **given: Any) -> LedgerFinding:
+    (finding,) = audited(*paths, **given).ledgers
+    return finding
+
+
+def crafted(*bodies: tuple[str, dict[str, object]]) -> LedgerFile:
+    """A chain whose hashes hold, whatever it says."""
+    found: list[LedgerEntry] = []
+    for position, (kind, body) in enumerate(bodies):
+        found.append(make_entry(position, found[-1].hash if found else GENESIS, kind, body))
+    return LedgerFile(Path("crafted"), "ledger", tuple(found))
+
+
+def opened(terms: PrivacyTerms, cap: float = 8.0) -> tuple[str, dict[str, object]]:
+    return "opened", {"dataset_id": "crafted", "delta": terms.delta, "epsilon_cap": cap}
+
+
+def accepted(terms: PrivacyTerms, run: str = "run") -> tuple[str, dict[str, object]]:
+    plan = terms.for_node(1)
+    return "plan", {"run_id": run, "digest": plan.digest, "plan": plan.to_dict()}
+
+
+def charged(terms: PrivacyTerms, rounds: Sequence[int], run: str = "run") -> list[tuple[str, dict[str, object]]]:
+    body = {"run_id": run, "digest": terms.for_node(1).digest, "head": "h", "steps": terms.steps_per_round}
+    return [("reserve", {**body, "round": round}) for round in rounds]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ledgers that several tests read."""
+    place = tmp_path_factory.mktemp("ledgers")
+    spend(place / "north.sqlite", FULL, 30, dataset_id="north")
+    spend(place / "south.sqlite", SAMPLED, 10, dataset_id="south", leave_open=2, durable=True)
+    key_pair(place, "node")
+    key_pair(place, "other")
+    export_ledger(read_entries(place / "north.sqlite"), place / "north.json", private_key=place / "node")
+    export_ledger(read_entries(place / "south.sqlite"), place / "south.json")
+    return place
+
+
+# --- computing anew
+
+
+def test_nothing_is_shared_with_the_accountant_that_guards_ledgers():
+    tree = ast.parse(Path(recompute.__file__).read_text(encoding="utf-8"))
+    names = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {"dp_accounting", "opacus.accountants"} <= names
+    assert not {name for name in names if name.split(".")[0] in ("common", "client", "server", "simulations")}
+
+
+def test_known_values():
+    """The design's table of accountants, and dp-accounting's own search for the Gaussian mechanism."""
+    sampled = epsilons([Steps(1.0, 0.05, 1000)], 1e-5)
+    assert sampled.exact is None
+    assert (sampled.pld, sampled.rdp, sampled.prv) == pytest.approx((10.99, 12.0, 11.0), abs=0.03)
+    exact = epsilons([Steps(8.0, 1.0, 10), Steps(5.0, 1.0, 20)], 1e-6).exact
+    sigma = (10 / 8.0**2 + 20 / 5.0**2) ** -0.5
+    assert exact == pytest.approx(gaussian_mechanism.get_epsilon_gaussian(sigma, 1e-6), rel=1e-6)
+
+
+def test_equal_steps_are_one_group_and_computed_once():
+    first = epsilons([Steps(3.0, 0.2, 10)], 1e-5)
+    before = recompute._prv.cache_info().hits, recompute._bounds.cache_info().hits
+    assert epsilons([Steps(3.0, 0.2, 5), Steps(3.0, 0.2, 5)], 1e-5) == first
+    assert (recompute._prv.cache_info().hits, recompute._bounds.cache_info().hits) == (before[0] + 1, before[1] + 1)
+
+
+def test_a_cross_check_whose_numerics_fail_is_left_out():
+    """Opacus integrates here without convergence."""
+    steps = [Steps(1.6257565516420616, 0.9525425067563908, 78), Steps(0.8704138454119819, 0.0216, 16)]
+    found = epsilons([*steps, Steps(0.3, 0.0175, 5)], 0.0056)
+    assert found.prv is None or found.prv == pytest.approx(found.tight, rel=0.01)
+    assert found.tight <= found.rdp
+
+
+def test_nothing_costs_nothing():
+    assert epsilons([], 1e-5).tight == 0.0
+    assert tight_and_rdp([Steps(1e5, 1.0, 1)], 1e-5)[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("terms", "rounds"),
+    [
+        (FULL, 30),
+        (FULL, 7),
+        (SAMPLED, 20),
+        (replace(SAMPLED, noise_multiplier=60.0), 3),
+        (replace(SAMPLED, delta=1e-9), 20),
+        (replace(FULL, noise_multiplier=0.02), 2),
+        (replace(FULL, delta=1e-12), 30),
+    ],
+)
+def test_honest_ledgers_agree(terms, rounds):
+    file = crafted(opened(terms, 1e9), accepted(terms), *charged(terms, range(rounds)))
+    assert audit_ledgers([file]).problems == ()
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-9])
+def test_several_plans_are_claimed_by_renyi_dp(delta):
+    first, second = replace(FULL, delta=delta), replace(SAMPLED, delta=delta)
+    plans = [accepted(first), *charged(first, [1, 2]), accepted(second, "next"), *charged(second, [1], "next")]
+    (finding,) = audit_ledgers([crafted(opened(first), *plans)]).ledgers
+    assert finding.problems == ()
+    assert finding.recomputed == finding.epsilons.rdp > finding.epsilons.tight
+    assert finding.notes[0].startswith("2 plans")
+
+
+@pytest.mark.parametrize(("factor", "wrong"), [(0.98, True), (0.995, False), (1.005, False), (1.02, True)])
+def test_a_statement_that_says_otherwise_is_a_problem(folder, factor, wrong):
+    finding = one(folder / "north.sqlite")
+    said = replace(finding.statement, epsilon=finding.statement.epsilon * factor)
+    assert bool(compare(finding.history, said, finding.epsilons)[1]) == wrong
+
+
+def test_a_statement_that_counts_otherwise_is_a_problem(folder):
+    finding = one(folder / "south.sqlite")
+    said = replace(finding.statement, open_reservations=())
+    assert "count the events" in compare(finding.history, said, finding.epsilons)[1][0]
+
+
+def test_accountants_that_differ_are_a_problem(folder):
+    finding = one(folder / "north.sqlite")
+    prv = finding.epsilons.tight * 1.02
+    assert "Opacus" in compare(finding.history, finding.statement, replace(finding.epsilons, prv=prv))[1][0]
+
+
+def test_rounding_up_to_a_tabulated_round_is_explained():
+    terms = replace(SAMPLED, rounds=1000)
+    file = crafted(opened(terms), accepted(terms), *charged(terms, range(101)))
+    (finding,) = audit_ledgers([file]).ledgers
+    assert "tabulates" in " ".join(finding.notes)
+    assert finding.statement.epsilon > 1.01 * finding.recomputed
+
+
+# --- what happened
+
+
+def test_open_reservations_and_times_are_told(folder):
+    finding = one(folder / "south.sqlite")
+    assert [charge.committed is None for charge in finding.history.charges] == [False] * 8 + [True] * 2
+    assert "never released: 2" in " ".join(finding.notes)
+    assert finding.history.timed
+    assert not one(folder / "north.sqlite").history.timed
+
+
+def test_caps_and_their_changes_are_told(tmp_path):
+    path = spend(tmp_path / "d.sqlite", FULL, 2, epsilon_cap=8.0)
+    spend(path, FULL, 0, epsilon_cap=4.0)
+    finding = one(path)
+    assert [cap.epsilon for cap in finding.history.caps] == [8.0, 4.0]
+    assert "changed from ε = 8 to 4" in " ".join(finding.notes)
+
+
+@pytest.mark.parametrize(("cap", "wrong"), [(3.0, False), (2.9, True)])
+def test_charges_beyond_the_cap_of_their_time_are_a_problem(cap, wrong):
+    later: tuple[str, dict[str, object]] = ("cap", {"epsilon_cap": 100.0})
+    file = crafted(opened(FULL, cap), accepted(FULL), *charged(FULL, range(30)), later)
+    assert bool(audit_ledgers([file]).problems) == wrong
+
+
+def test_a_cap_below_what_was_spent_before_it_is_fine():
+    file = crafted(opened(FULL), accepted(FULL), *charged(FULL, range(30)), ("cap", {"epsilon_cap": 1.0}))
+    assert audit_ledgers([file]).problems == ()
+
+
+def test_a_round_charged_twice_and_rounds_beyond_the_plan_are_told():
+    terms = replace(FULL, rounds=2)
+    (_, second) = charged(terms, [1, 1])
+    second[1]["head"] = "another"
+    file = crafted(opened(terms), accepted(terms), *charged(terms, [1]), second, *charged(terms, [2]))
+    notes = " ".join(audit_ledgers([file]).ledgers[0].notes)
+    assert "several times for round 1" in notes
+    assert "3 rounds under a plan of 2" in notes
+
+
+# --- several files
+
+
+def test_an_older_copy_counts_once(folder, tmp_path):
+    old = tmp_path / "old.json"
+    export_ledger(read_entries(folder / "north.sqlite")[:20], old)
+    finding = one(old, folder / "north.sqlite", folder / "north.json")
+    assert [len(file.entries) for file in finding.files] == [62, 62, 20]
+    assert finding.statement == one(folder / "north.sqlite").statement
+
+
+def test_ledgers_of_one_data_set_that_part_are_refused(folder, tmp_path):
+    other = spend(tmp_path / "north.sqlite", FULL, 3, dataset_id="north", run="another")
+    with pytest.raises(PrivacyError, match=r"must be one ledger.*part at entry 1"):
+        audited(folder / "north.sqlite", other)
+
+
+def test_data_sets_are_listed_apart_and_summed(folder):
+    audit = audited(folder / "north.sqlite", folder / "south.sqlite")
+    assert [one.history.dataset_id for one in audit.ledgers] == ["north", "south"]
+    assert audit.epsilon_of_all == pytest.approx(sum(one.statement.epsilon for one in audit.ledgers), rel=1e-6)
+    assert audit.delta_of_all == pytest.approx(2e-5)
+
+
+# --- heads noted earlier
+
+
+def test_a_head_noted_earlier_is_found(folder):
+    noted = read_entries(folder / "north.sqlite")[40].hash
+    assert one(folder / "north.sqlite", heads=[noted]).anchors == (40,)
+    assert "--head" not in " ".join(audited(folder / "north.sqlite", heads=[noted]).not_covered)
+    assert "--head" in " ".join(audited(folder / "north.sqlite").not_covered)
+
+
+def test_a_head_that_is_nowhere_means_an_older_copy(folder, tmp_path):
+    export_ledger(read_entries(folder / "north.sqlite")[:20], tmp_path / "restored.json")
+    with pytest.raises(PrivacyError, match="older copy"):
+        audited(tmp_path / "restored.json", heads=[read_entries(folder / "north.sqlite")[40].hash])
+
+
+# --- the command
+
+
+def run(*arguments: object) -> int:
+    return fedgraft.main(["audit", *map(str, arguments)])
+
+
+def test_the_tables_say_what_was_spent_released_and_left_out(folder, capsys):
+    assert run("ledger", folder / "north.sqlite", folder / "south.json") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for text in ("north 3.000 3.000 3.000 3.250", "30 of 30", "10 of 20", "σ = 2, q = 0.1", "never released: 2"):
+        assert text in said
+    for text in ("the sums", "unsigned", "not anchored", "Not covered", "backbone", "seeded"):
+        assert text in said
+
+
+def test_names_in_a_ledger_do_not_reach_the_terminal_raw(tmp_path, capsys):
+    spend(tmp_path / "d.sqlite", FULL, 1, dataset_id="\x1b[31mred", run="[bold]\x1b[2J")
+    assert run("ledger", tmp_path / "d.sqlite") == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "?[31mred" in said
+
+
+def test_json_holds_every_charge(folder, capsys):
+    assert run("ledger", folder / "north.json", "--key", public(folder / "node"), "--json") == 0
+    (ledger,) = json.loads(capsys.readouterr().out)["ledgers"]
+    assert ledger["epsilon"] == pytest.approx(2.9998, abs=1e-3)
+    assert ledger["epsilon_by"]["exact"] == pytest.approx(ledger["epsilon"], rel=1e-6)
+    assert ledger["files"][0]["signature_checked_by"] == str(public(folder / "node"))
+    assert [charge["round"] for charge in ledger["plans"][0]["charges"]] == list(range(1, 31))
+
+
+def test_an_export_is_made_and_audited(folder, tmp_path, capsys):
+    assert run("export", folder / "north.sqlite", "--out", tmp_path / "out.json", "--key", folder / "node") == 0
+    assert read_entries(folder / "north.sqlite")[-1].hash in capsys.readouterr().out
+    assert run("ledger", tmp_path / "out.json", "--key", public(folder / "node")) == 0
+    assert run("export", tmp_path / "out.json", "--out", tmp_path / "again.json") == 2
+    assert "an export of one already" in capsys.readouterr().err
+
+
+def test_the_configuration_of_the_run_fits(folder, capsys):
+    assert run("ledger", folder / "north.sqlite", "--config", DIGITS) == 0
+    assert "The configuration fits run run." in capsys.readouterr().out
+
+
+def changed(tmp_path: Path, *changes: tuple[str, str]) -> Path:
+    """Write the digits' configuration, changed."""
+    text = DIGITS.read_text(encoding="utf-8")
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+    return tmp_path / "config.toml"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("epsilon = 3.0", "epsilon = 1.0", "privacy.epsilon = 3 (configuration: 1)"),
+        ("epsilon = 3.0", "epsilon = 4.0", "privacy.epsilon = 3 (configuration: 4)"),
+        ("delta = 1e-5", "delta = 1e-6", "privacy.delta = 1e-05 (configuration: 1e-06)"),
+        ('clipping_norm = "auto"', "clipping_norm = 1.0", "privacy.clipping_norm = 1.6 (configuration: 1)"),
+        ("sampling_rate = 1.0", "sampling_rate = 0.5", "privacy.sampling_rate = 1 (configuration: 0.5)"),
+        ("rounds = 30", "rounds = 20", "federation.rounds = 30 (configuration: 20)"),
+        ('unit = "record"', 'unit = "patient"', "privacy.unit = record (configuration: patient)"),
+        ('trust = "local"', 'trust = "secagg"', "privacy.trust = local (configuration: secagg)"),
+    ],
+)
+def test_another_configuration_is_refused_key_by_key(folder, tmp_path, capsys, before, after, said):
+    assert run("ledger", folder / "north.sqlite", "--config", changed(tmp_path, (before, after)), "--json") == 3
+    out, err = capsys.readouterr()
+    assert said in err
+    assert err.count("\n") == 1
+    assert json.loads(out)["error"]["kind"] == "PrivacyError"
+
+
+# --- bad files
+
+
+def edited(folder: Path, tmp_path: Path, statement: str) -> Path:
+    """A copy of a ledger that somebody changed."""
+    path = tmp_path / "edited.sqlite"
+    shutil.copyfile(folder / "north.sqlite", path)
+    with closing(sqlite3.connect(path)) as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute(statement)
+        connection.commit()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE entries SET text = replace(text, '\"epsilon_cap\":8.0', '\"epsilon_cap\":9.0')", "entry 0"),
+        ("UPDATE entries SET hash = 'x' WHERE position = 61", "entry 61"),
+        ("DELETE FROM entries WHERE position = 30", "entry 30"),
+        ("DELETE FROM entries WHERE position = 0", "entry 0"),
+        ("DELETE FROM entries WHERE position > 50", "the reply kept for entry 60"),
+        ("DELETE FROM entries", "does not begin"),
+        ("UPDATE replies SET reply = x'00'", "the reply kept for entry 60"),
+        ("DROP TABLE entries", "no such table"),
+        ("DROP TABLE replies", "no such table"),
+    ],
+)
+def test_a_tampered_ledger_is_one_sentence_and_a_status(folder, tmp_path, capsys, statement, said):
+    assert run("ledger", edited(folder, tmp_path, statement)) == 3
+    err = capsys.readouterr().err
+    assert said in err
+    assert "edited.sqlite" in err
+    assert err.count("\n") == 1
+
+
+def test_a_chain_that_makes_no_sense_is_refused():
+    with pytest.raises(PrivacyError, match=r"crafted: .*entry 1 makes no sense"):
+        audit_ledgers([crafted(opened(FULL), *charged(FULL, [1]))])
+    with pytest.raises(PrivacyError, match="entry 1 makes no sense"):
+        audit_ledgers([crafted(opened(FULL), ("cap", {"epsilon_cap": "much"}))])
+
+
+def test_every_cut_of_a_file_is_seen(folder, tmp_path):
+    for name in ("north.sqlite", "north.json"):
+        whole = (folder / name).read_bytes()
+        for size in range(0, len(whole), len(whole) // 25):
+            (tmp_path / "cut").write_bytes(whole[:size])
+            with pytest.raises(FederationError):
+                read_ledger_file(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"{}", b"\x00\x01"])
+def test_what_is_no_ledger_is_unusable_input(tmp_path, capsys, content):
+    (tmp_path / "file").write_bytes(content)
+    assert run("ledger", tmp_path / "file") == 2
+    assert "error: expected a" in capsys.readouterr().err
+
+
+def test_a_missing_file_a_wrong_head_and_a_key_for_a_ledger(folder, tmp_path, capsys):
+    assert run("ledger", tmp_path / "missing") == 2
+    assert "readable file" in capsys.readouterr().err
+    assert run("ledger", folder / "north.sqlite", "--head", "abc") == 2
+    assert "64 hexadecimal digits" in capsys.readouterr().err
+    assert run("ledger", folder / "north.sqlite", "--key", public(folder / "node")) == 2
+    assert "is a ledger itself" in capsys.readouterr().err
+
+
+def test_wrong_signatures_are_refused(folder, capsys):
+    assert run("ledger", folder / "north.json", "--key", public(folder / "other")) == 3
+    assert "signed it; ask the hospital" in capsys.readouterr().err
+    assert run("ledger", folder / "south.json", "--key", public(folder / "node")) == 3
+    assert "nobody signed it" in capsys.readouterr().err
+
+
+def test_a_signature_by_a_key_that_nobody_vouched_for_is_said_so(folder, capsys):
+    assert run("ledger", folder / "north.json") == 0
+    assert "a key that nobody vouched for: give --key" in capsys.readouterr().out
+
+
+def test_a_ledger_is_read_without_being_changed(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    audited(folder / "north.sqlite", folder / "south.sqlite")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_node_stopped_in_the_middle_of_a_write_is_read_as_before_it(folder, tmp_path):
+    path, live = tmp_path / "north.sqlite", tmp_path / "live.sqlite"
+    shutil.copyfile(folder / "north.sqlite", live)
+    with closing(sqlite3.connect(live, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # so that the half-made change reaches the file
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE replies SET reply = zeroblob(100000)")
+        shutil.copyfile(live, path)
+        shutil.copyfile(f"{live}-journal", f"{path}-journal")
+        connection.execute("ROLLBACK")
+    before = {item.name: item.read_bytes() for item in tmp_path.iterdir()}
+    assert before["north.sqlite"] != (folder / "north.sqlite").read_bytes()
+    assert read_ledger_file(path).entries == tuple(read_entries(folder / "north.sqlite"))
+    assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
