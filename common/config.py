@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,11 +29,13 @@ __all__ = [
     "dump_toml",
     "from_flat",
     "load_config",
+    "resolved_reference",
     "to_flat",
 ]
 
 Scalar = str | int | float | bool
 BUILT_IN_SOURCES = ("digits",)
+_WITH_FILES = re.compile(r"(?P<family>(spectrogram/)?(package|vectors|tabular|hf)/)(?P<rest>.+)")
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -43,7 +47,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Returns:
         The configuration. A path in ``data.source`` is absolute: taken from the file's folder where it exists there,
-        else from the working folder (the other way round when an override named it).
+        else from the working folder (the other way round when an override named it). So is the path of a file or folder
+        in ``model.backbone``, where there is one.
 
     Raises:
         ConfigError: the file is missing, unreadable or not TOML; or, all at once, every key that is unknown, missing
@@ -52,11 +57,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     path = Path(path)
     tree = _read_toml(path)
     mistakes = [mistake for text in overrides if (mistake := _override(tree, text))]
-    source = tree.get("data", {}).get("source") if isinstance(tree.get("data"), dict) else None
-    if isinstance(source, str) and source and source not in BUILT_IN_SOURCES:
-        named_by_override = any(text.partition("=")[0].strip() == "data.source" for text in overrides)
-        folders = [path.resolve().parent, Path.cwd()]
-        tree["data"]["source"] = _absolute(source, folders[::-1] if named_by_override else folders)
+    for section, key, resolve in (("data", "source", _resolved_source), ("model", "backbone", resolved_reference)):
+        value = tree[section].get(key) if isinstance(tree.get(section), dict) else None
+        if isinstance(value, str) and value:
+            named_by_override = any(text.partition("=")[0].strip() == f"{section}.{key}" for text in overrides)
+            folders = [path.resolve().parent, Path.cwd()]
+            tree[section][key] = resolve(value, folders[::-1] if named_by_override else folders)
     return _validate(tree, str(path), mistakes)
 
 
@@ -151,6 +157,32 @@ def _put(tree: dict[str, Any], names: Sequence[str], value: Any) -> None:
         if not isinstance(tree, dict):
             return
     tree[names[-1]] = value
+
+
+def resolved_reference(reference: str, folders: Iterable[Path]) -> str:
+    """Make the path in a backbone's reference absolute, so that it means the same from every folder.
+
+    Args:
+        reference: of a backbone; other families than those with files stay as they are, and so does what is not there.
+        folders: to look in.
+
+    >>> resolved_reference("embedded/glyph", [])
+    'embedded/glyph'
+    """
+    parts = _WITH_FILES.fullmatch(reference)
+    if parts is None:
+        return reference
+    rest = parts["rest"]
+    ends = [len(rest), *(at for at in range(len(rest) - 1, 0, -1) if rest[at] in ":@")]  # options follow these
+    for folder, end in itertools.product(folders, ends):
+        path = folder / os.path.expanduser(rest[:end])  # noqa: PTH111
+        if _exists(path):
+            return f"{parts['family']}{path}{rest[end:]}"
+    return reference
+
+
+def _resolved_source(source: str, folders: Iterable[Path]) -> str:
+    return source if source in BUILT_IN_SOURCES else _absolute(source, folders)
 
 
 def _absolute(source: str, folders: Iterable[Path]) -> str:

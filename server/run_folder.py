@@ -39,7 +39,7 @@ def keep_config(folder: Path, config: RunConfig) -> None:
     """Write a run's configuration into its folder, unless what started it did: ``flwr run`` alone does not.
 
     Raises:
-        ConfigError: the run in that folder was started with another one.
+        ConfigError: the run in that folder was started with another one, or the file was changed since.
     """
     path = folder / CONFIG
     if not path.exists():
@@ -47,6 +47,21 @@ def keep_config(folder: Path, config: RunConfig) -> None:
     elif config_digest(load_config(path)) != config_digest(config):
         raise ConfigError(
             f"the configuration differs from the one that {folder} was started with; use that one, or another folder"
+        )
+    _identity(folder, config)
+    check_unchanged(folder, config)
+
+
+def check_unchanged(folder: Path, config: RunConfig) -> None:
+    """Make sure that a folder's configuration is the one that its run began with.
+
+    Raises:
+        ConfigError: its file was changed since.
+    """
+    began = _identity(folder, None).get("config_sha256") if (folder / IDENTITY).exists() else None
+    if began is not None and began != config_digest(config):
+        raise ConfigError(
+            f"{folder / CONFIG} was changed since its run began; put it back as it was, or start a new run with it"
         )
 
 
@@ -56,11 +71,17 @@ def run_identity(folder: Path) -> str:
     Raises:
         ConfigError: the file that holds it is damaged.
     """
+    return _identity(folder, None)["run_id"]
+
+
+def _identity(folder: Path, config: RunConfig | None) -> dict[str, str]:
     path = folder / IDENTITY
     if not path.exists():
-        durable.write_json(path, {"run_id": uuid.uuid4().hex})
+        began = {} if config is None else {"config_sha256": config_digest(config)}
+        durable.write_json(path, {"run_id": uuid.uuid4().hex, **began})
     try:
-        return str(json.loads(path.read_text())["run_id"])
+        facts = json.loads(path.read_text())
+        return {**facts, "run_id": str(facts["run_id"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"expected the id of a run in {path}, got a damaged file; restore it from a backup"

@@ -17,7 +17,7 @@ from common.config import RunConfig, config_digest, dump_toml, load_config, to_f
 from common.errors import ConfigError, ProtocolError
 from common.model_folder import ModelFacts, save_model
 from server.checkpoints import Line, RunStore, read_lines
-from server.run_folder import FAILURE, run_identity
+from server.run_folder import FAILURE, check_unchanged, run_identity
 from simulations.baselines import World, run_baselines
 from simulations.engine import run_in_process
 from simulations.model_card import model_card
@@ -172,6 +172,7 @@ def reopen_folder(folder: Path, config: RunConfig | None) -> RunConfig:
             f"expected a run to resume in {folder}, found no {CONFIG}; give the folder of an earlier --out"
         )
     own = load_config(folder / CONFIG)
+    check_unchanged(folder, own)
     if config is not None and config_digest(config) != config_digest(own):
         changed = ", ".join(sorted(_differences(own, config)))
         raise ConfigError(

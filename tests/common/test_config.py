@@ -301,6 +301,19 @@ def test_a_source_named_by_an_override_belongs_to_the_working_folder_first(write
     assert load_config(write(GOOD), ["data.source=common"]).data.source == str(Path.cwd() / "common")
 
 
+@pytest.mark.parametrize("family", ["package", "vectors", "tabular", "hf", "spectrogram/hf"])
+@pytest.mark.parametrize("options", ["", ":32", "@random-3"])
+def test_a_backbone_in_a_file_is_found_beside_the_configuration(family, options, write, tmp_path):
+    (tmp_path / "own:files").mkdir()
+    config = load_config(write(GOOD), [f'model.backbone="{family}/own:files{options}"'])
+    assert config.model.backbone == f"{family}/{tmp_path}/own:files{options}"
+
+
+@pytest.mark.parametrize("reference", ["hf/bert-base-uncased", "torchvision/resnet50", "package/missing", "pixels/8"])
+def test_other_backbones_stay_as_they_are(reference, write):
+    assert load_config(write(GOOD), [f'model.backbone="{reference}"']).model.backbone == reference
+
+
 def test_the_built_in_source_is_a_name(write, tmp_path):
     (tmp_path / "digits").mkdir()
     assert load_config(write(GOOD)).data.source == "digits"

@@ -27,6 +27,7 @@ from common.privacy.accountant import Event, epsilon_rdp
 from common.privacy.entries import read_entries
 from common.privacy.statement import statement_of
 from simulations import run
+from simulations.engine import run_in_process
 from simulations.result import Result, mean_result
 from tests.federations import digest_of, small_config
 
@@ -315,6 +316,16 @@ def test_an_existing_run_is_not_overwritten(finished: Path, capsys: pytest.Captu
 def test_resume_with_a_changed_configuration_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["simulate", str(finished / "config.toml"), "--set", "privacy.epsilon=9", "--resume", str(finished)]
     assert "privacy.epsilon" in refused(arguments, capsys)
+
+
+def test_resume_of_a_run_whose_configuration_was_edited_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_in_process(small_config(), tmp_path, range(4))
+    path = tmp_path / "config.toml"
+    before = path.read_text()
+    path.write_text(before.replace("rounds = 3", "rounds = 4"))
+    assert f"{path} was changed since its run began" in refused(["simulate", "--resume", str(tmp_path)], capsys)
 
 
 def test_resume_with_other_seeds_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
