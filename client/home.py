@@ -185,7 +185,7 @@ def _randomness(seed: int | None, name: str, round_: int) -> tuple[Randomness, R
 
 def _simulated_records(federation: Federation, share: NDArray[np.int64], model: ModelSpec) -> Records:
     check_backbone(model)
-    features = source_features(federation, model.backbone, model.cut)
+    features = source_features(federation, model.backbone, model.cut, model.precision)
     targets = source_targets(federation, model.backbone)
     return Records(features, share, targets[torch.from_numpy(share)])
 

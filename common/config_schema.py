@@ -164,6 +164,9 @@ class ModelConfig(_Section):
     hidden: Annotated[int, Field(ge=1, le=16_384), Expected("a whole number from 1 to 16384")] = Field(
         64, description="Hidden units of the mlp head."
     )
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Expected('"auto", "float32" or "bfloat16"')] = Field(
+        "auto", description="Of features; auto: bfloat16 where the server's processor has it and it is close enough."
+    )
 
     @field_validator("train")
     @classmethod

@@ -29,7 +29,7 @@ Precision = Literal["float32", "bfloat16"]
 """In which numbers convolutions and matrix products are computed; features are always stored in float32."""
 
 MOST_RECORDS, FEWEST_RECORDS, TEXTS = 64, 8, 16  # of a batch
-VALUES = 2**20  # that a batch of images or sounds may hold: more no longer fit a core's cache
+INPUT_BYTES = 2**21  # of a batch of images or sounds: what it becomes in the network must fit a core's share of cache
 EXAMPLES = 4  # made-up records that folding is tried out on
 
 Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -54,7 +54,7 @@ class FeaturePass:
             ConfigError: there is no such stage.
         """
         self.preprocessing, self.precision = backbone.preprocessing, precision
-        self.device, self.batch = device(), batch_size(backbone.preprocessing)
+        self.device, self.batch = device(), batch_size(backbone.preprocessing, precision)
         trunk = fold_norms(copy.deepcopy(Trunk(backbone, cut)), _examples(backbone.preprocessing))
         self._trunk: nn.Module = _cast(trunk, precision).to(self.device).to(memory_format=torch.channels_last)
 
@@ -115,8 +115,8 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def batch_size(preprocessing: Preprocessing) -> int:
-    """Records of one forward pass: a power of two, fewer where a record is large; it depends on the backbone alone.
+def batch_size(preprocessing: Preprocessing, precision: Precision = "float32") -> int:
+    """Records of one forward pass: a power of two, fewer where a record is large; nothing else decides it.
 
     Texts get small batches, because only texts of about one length share one.
     """
@@ -124,7 +124,7 @@ def batch_size(preprocessing: Preprocessing) -> int:
         return TEXTS
     prepared = preprocessing(preprocessing.blank())
     values = sum(part.numel() for part in ((prepared,) if isinstance(prepared, Tensor) else prepared))
-    fitting = VALUES // max(1, values)
+    fitting = INPUT_BYTES // max(1, values * (2 if precision == "bfloat16" else 4))
     return min(MOST_RECORDS, max(FEWEST_RECORDS, 1 << max(0, fitting.bit_length() - 1)))
 
 

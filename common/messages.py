@@ -43,6 +43,7 @@ class ModelSpec(BaseModel):
         classes: the label names, in the order of the logits.
         task: what is learnt, see ``common.tasks``.
         train: which parameters of the stages above the cut are trained by the head ``upper``.
+        precision: that features are computed in; the server resolves ``"auto"``, and no node chooses otherwise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -55,6 +56,7 @@ class ModelSpec(BaseModel):
     classes: tuple[str, ...] = Field(min_length=1)
     task: TaskName = "classification"
     train: Literal["all", "biases", "adapters"] = "all"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)

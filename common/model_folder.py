@@ -18,7 +18,7 @@ from common.backbones.backbone import Preprocessing
 from common.backbones.controls import load_reference
 from common.data.records import Inputs, Modality
 from common.errors import BackboneMismatchError, ConfigError
-from common.grafting import Trunk
+from common.feature_pass import FeaturePass
 from common.messages import ModelSpec
 from common.model import trained_head
 
@@ -55,7 +55,7 @@ class Model:
     """A trunk with a trained head."""
 
     facts: ModelFacts
-    trunk: Trunk
+    trunk: FeaturePass
     head: nn.Module
     preprocessing: Preprocessing
 
@@ -67,7 +67,7 @@ class Model:
             inputs: N records of the modality ``facts.modality``.
         """
         parts = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
-        return torch.cat([self.head(self.trunk(self.preprocessing(part))) for part in parts])
+        return torch.cat([self.head(self.trunk.features(self.preprocessing(part))) for part in parts])
 
 
 def save_model(folder: Path, facts: ModelFacts, head: dict[str, Tensor], card: str) -> None:
@@ -97,7 +97,7 @@ def load_model(folder: Path) -> Model:
         head = trained_head(spec, safetensors.torch.load_file(folder / HEAD))
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"the head {folder / HEAD} cannot be read ({error}); copy the model folder again") from error
-    return Model(facts, Trunk(backbone, spec.cut), head.eval(), backbone.preprocessing)
+    return Model(facts, FeaturePass(backbone, spec.cut, spec.precision), head.eval(), backbone.preprocessing)
 
 
 def _read_facts(folder: Path) -> ModelFacts:

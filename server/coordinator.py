@@ -19,6 +19,7 @@ from common.grafting import threads
 from common.heads import head_arrays
 from common.messages import ModelSpec, Offer
 from common.model import choose_cut, classifier_width, make_head, suited, trained_head
+from common.precision import resolve
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.canonical import sha256_hex
 from common.privacy.plan import PrivacyTerms
@@ -81,7 +82,7 @@ def propose(config: RunConfig, run_id: str) -> Proposal:
 def _scorer(federation: Federation, model: ModelSpec, rows: NDArray[np.int64]) -> Evaluate:
     """Scores a head on some records."""
     task = task_named(model.task)
-    features = as_tensor(source_features(federation, model.backbone, model.cut), rows)
+    features = as_tensor(source_features(federation, model.backbone, model.cut, model.precision), rows)
     targets = source_targets(federation, model.backbone)[torch.from_numpy(rows)]
 
     def score(head: dict[str, Tensor]) -> Scores:
@@ -104,15 +105,17 @@ def model_spec(config: RunConfig, data: LocalData) -> ModelSpec:
         ConfigError: backbone or cut are not usable, or do not suit the data.
     """
     reference = suited(config.model.reference, data)
+    cut = choose_cut(reference, config.model.cut, data.task)
     return ModelSpec(
         backbone=reference,
         backbone_digest=cached_backbone(reference).digest,
-        cut=choose_cut(reference, config.model.cut, data.task),
+        cut=cut,
         head=config.model.head,
         hidden=config.model.hidden,
         classes=data.classes,
         task=data.task,
         train=config.model.train,
+        precision=resolve(config.model.precision, cached_backbone(reference), cut),
     )
 
 

@@ -50,8 +50,10 @@ def check(config: RunConfig, progress: Progress | None = None) -> Preflight:
     began = time.perf_counter()
     federation = assemble(config)
     model = model_spec(config, federation.data)
-    default_cache().features(cached_backbone(model.backbone), model.cut, federation.data, progress)
-    features = source_features(federation, model.backbone, model.cut)
+    default_cache().features(
+        cached_backbone(model.backbone), model.cut, federation.data, progress, precision=model.precision
+    )
+    features = source_features(federation, model.backbone, model.cut, model.precision)
     _check_finite(features, federation)
     seconds = time.perf_counter() - began
     settings = config.federation

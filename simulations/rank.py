@@ -200,7 +200,9 @@ def draw(rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
 def _exact(model: ModelSpec, sample: LocalData, progress: Progress) -> Ranked:
     backbone = cached_backbone(model.backbone)
     name = f"{model.backbone}#{model.cut}"
-    features = default_cache().features(backbone, model.cut, sample, lambda done, total: progress(name, done, total))
+    features = default_cache().features(
+        backbone, model.cut, sample, lambda done, total: progress(name, done, total), model.precision
+    )
     shapes = layout_at(model.backbone, model.cut)
     rows = rows_of(features, make_targets(sample, backbone), model.task, shapes, len(model.classes))
     targets = rows.targets[:, : scored_targets(model.task, len(model.classes))]
@@ -273,7 +275,11 @@ def _warm(model: ModelSpec, federation: Federation, progress: Progress) -> None:
     """Compute the features that the nodes will look up."""
     name = f"{model.backbone}#{model.cut}"
     default_cache().features(
-        cached_backbone(model.backbone), model.cut, federation.data, lambda done, total: progress(name, done, total)
+        cached_backbone(model.backbone),
+        model.cut,
+        federation.data,
+        lambda done, total: progress(name, done, total),
+        model.precision,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from common.config import RunConfig
 from common.data import LocalData, hold_out, load_source
 from common.data.partition import node_names, partition
+from common.feature_pass import Precision
 from common.features import cached_backbone, default_cache
 from common.targets import make_targets
 
@@ -65,13 +66,15 @@ def assemble(config: RunConfig) -> Federation:
 
 
 @lru_cache(maxsize=8)
-def source_features(federation: Federation, backbone: str, cut: str | None) -> NDArray[np.float32]:
+def source_features(
+    federation: Federation, backbone: str, cut: str | None, precision: Precision = "float32"
+) -> NDArray[np.float32]:
     """Features of every record of the federation, shape (N, D), computed in one go and shared by its nodes.
 
     Raises:
         ConfigError: backbone, cut or cache are not usable.
     """
-    return default_cache().features(cached_backbone(backbone), cut, federation.data)
+    return default_cache().features(cached_backbone(backbone), cut, federation.data, precision=precision)
 
 
 @lru_cache(maxsize=8)
