@@ -68,7 +68,7 @@ def _plan_lines(ledgers: Sequence[LedgerFinding]) -> Iterator[str]:
     for terms, number in _plan_numbers(ledgers).items():
         yield (
             f"  plan {number}: σ = {terms.noise_multiplier:g}, q = {terms.sampling_rate:g}, C = "
-            f"{terms.clipping_norm:.4g}, {terms.rounds} rounds × {terms.steps_per_round} steps; one {terms.unit}, "
+            f"{terms.clipping_norm:.4g}, rounds × steps = {terms.rounds} × {terms.steps_per_round}; one {terms.unit}, "
             f"{terms.trust} trust; all of it, by itself, costs ε = {_digits(whole[terms])} at δ = {terms.delta:g}"
         )
 
