@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from simulations.audits import ledger_cli
+from simulations.audits import attack_cli, ledger_cli
 
 audit = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 
@@ -20,3 +20,9 @@ audit.command(
 audit.command(
     "export", epilog="Example: fedgraft audit export runs/first/ledgers/node-000.sqlite --out node-000.export.json"
 )(ledger_cli.export)
+audit.command(
+    "attack", epilog="Example: fedgraft audit attack simulations/configs/digits.toml --report runs/digits-audit.html"
+)(attack_cli.attack)
+audit.command("verify", epilog="Example: fedgraft audit verify runs/digits-audit.json --key auditor.pub")(
+    attack_cli.verify
+)

@@ -149,7 +149,7 @@ def plan_guesses(expected: Vector, canaries: int, delta: float, confidence: floa
     least = math.ceil(math.log(1 - confidence) / math.log(0.5)) + 1
     if canaries < least:
         _check_enough(1.0, canaries, canaries, confidence)
-    best, most = canaries, -1.0
+    best, most = canaries, 0.0
     for guesses in np.unique(np.geomspace(least, canaries, 24).astype(int)).tolist():
         place = max(0, min(len(sure), round(guesses / canaries * len(sure))) - 1)
         correct = math.floor(accuracy[place] * guesses)

@@ -18,18 +18,19 @@ class Bound:
 
     Attributes:
         found: what the estimator made of the attack, at the confidence that was asked for.
-        sure: the same bound at confidence 1 - ``ALARM_LEVEL``.
+        sure: the same bound at confidence 1 - ``ALARM_LEVEL``; None where what it rests on need not hold of a mechanism
+            that does as it claims, so that no alarm may go by it.
         most: the bound that as many scores would give if the attack never erred, at the confidence asked for; None
             where the method has no such ceiling.
     """
 
     found: LowerBound
-    sure: float
+    sure: float | None
     most: float | None
 
     def breaks(self, claim: Claim) -> bool:
         """Whether the promise is refuted, at ``ALARM_LEVEL``."""
-        return self.sure > claim.epsilon
+        return self.sure is not None and self.sure > claim.epsilon
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Audit:
     @property
     def alarms(self) -> tuple[Bound, ...]:
         """The bounds that refute the promise, the clearest first."""
-        return tuple(sorted((one for one in self.bounds if one.breaks(self.claim)), key=lambda one: -one.sure))
+        return tuple(sorted((one for one in self.bounds if one.breaks(self.claim)), key=lambda one: -(one.sure or 0.0)))
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -128,6 +129,6 @@ class Audit:
     @property
     def heads(self) -> int:
         """How many heads were trained, each counted once however many estimators read it."""
-        attacks = {(one.found.threat, one.found.canary): one.found.heads for one in self.bounds}
-        shadows = {(test.threat, test.private): test.found.heads for test in self.memberships}
-        return sum(attacks.values()) + sum(shadows.values())
+        attacks = {(one.found.threat, one.found.canary, one.found.heads) for one in self.bounds}
+        shadows = {(test.threat, test.private, test.found.heads) for test in self.memberships}
+        return sum(heads for _, _, heads in (*attacks, *shadows))

@@ -69,7 +69,7 @@ def bound(one: Bound) -> dict[str, Any]:
         "delta": found.delta,
         "confidence": found.confidence,
         "assumption": found.assumption,
-        "epsilon_at_alarm_level": number(one.sure),
+        "epsilon_at_alarm_level": None if one.sure is None else number(one.sure),
         "most_that_the_scores_could_show": number(one.most),
         "heads": found.heads,
         "seconds": round(found.seconds, 3),

@@ -70,7 +70,7 @@ def header(audit: Audit) -> Markup:
         element("h1", f"Is the promise kept? Audit of {audit.origin.name}"),
         alarm(audit),
         paragraph(words.verdict(audit), class_="verdict"),
-        paragraph(words.NO_PROOF, class_="note"),
+        paragraph(words.NO_BETTER, class_="note"),
         *banners(audit),
         tiles(audit),
         element("nav", *links, aria_label="Contents"),

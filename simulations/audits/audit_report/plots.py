@@ -20,7 +20,9 @@ SMALLEST_RATE = 1e-3
 COLOURS = (ACCENT, WARM, INK, MUTED)
 DASHES: tuple[tuple[float, tuple[float, ...]], ...] = ((0, ()), (0, (5, 2)), (0, (1.5, 1.5)))
 ROW = 21.0  # points of one row
-MARKERS = ("o", "D", "s", "^")
+APART = 6.5  # points between two methods of one row
+KEYS = 3  # entries of a legend beside each other
+MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def allowed(epsilon: float, delta: float, false_positives: Vector) -> Vector:
 
 def roc(curves: Sequence[Roc], epsilon: float, delta: float) -> Figure:
     """Draw curves on log axes, with what the promise allows at most."""
-    figure, axes = canvas(WIDTH, 270, left=46, right=12, top=8, bottom=36)
+    legend = 13.0 * math.ceil((len(curves) + 2) / 2)
+    figure, axes = canvas(WIDTH, 258 + legend, left=46, right=12, top=8, bottom=44 + legend)
     grid = np.geomspace(SMALLEST_RATE, 1, 200)
     if epsilon < math.inf:
         limit = allowed(epsilon, delta, grid)
@@ -87,13 +90,15 @@ def roc(curves: Sequence[Roc], epsilon: float, delta: float) -> Figure:
         axis.set_major_formatter(FuncFormatter(lambda value, _: percent_tick(value)))
     axes.grid()
     axes.set_ylabel("true positives", labelpad=2)
-    axes.legend(loc="lower right", fontsize=SMALL, handlelength=2.2, borderaxespad=0.2, labelspacing=0.25)
+    below = (0, -38 / 206)  # of the axes' height: under the label
+    axes.legend(loc="upper left", bbox_to_anchor=below, ncols=2, fontsize=SMALL, borderaxespad=0, labelspacing=0.3)
     return figure
 
 
 def visible(false_positives: Vector, true_positives: Vector) -> tuple[Vector, Vector]:
-    """Return at most 400 points of a step curve on log axes, from the smallest rate that is drawn."""
-    grid = np.geomspace(SMALLEST_RATE, 1, 400)
+    """Return at most 400 points of a step curve on log axes, from the smallest rate that was measured."""
+    measured = false_positives[false_positives > 0].min(initial=1.0)
+    grid = np.geomspace(min(max(SMALLEST_RATE, measured), 0.999), 1, 400)
     places = np.searchsorted(false_positives, grid, side="right") - 1
     rates = true_positives[np.maximum(places, 0)]
     shown = (rates > 0) & (places >= 0)
@@ -114,12 +119,12 @@ def ranges(items: Sequence[Range], epsilon: float) -> Figure:
     rows, methods = list(dict.fromkeys(one.attack for one in items)), list(dict.fromkeys(one.method for one in items))
     finite = [value for one in items for value in (one.low, one.estimate or 0.0) if math.isfinite(value)]
     most = 1.08 * max([0.5, *finite, *([epsilon] if math.isfinite(epsilon) else [])])
-    pitch = max(ROW, 9.0 * len(methods) + 6)
-    figure, axes = canvas(2 * WIDTH, pitch * len(rows) + 68, left=140, right=20, top=28, bottom=34)
+    pitch, top = max(ROW, APART * len(methods) + 6), 15.0 * math.ceil((len(methods) + 1) / KEYS) + 8
+    figure, axes = canvas(2 * WIDTH, pitch * len(rows) + top + 40, left=140, right=20, top=top, bottom=34)
     for one in items:
         place = len(rows) - 1 - rows.index(one.attack)
         shift = (len(methods) - 1) / 2 - methods.index(one.method)
-        draw_range(axes, place + shift * 9.0 / pitch, one, methods.index(one.method), most)
+        draw_range(axes, place + shift * APART / pitch, one, methods.index(one.method), most)
     for name in methods:
         hollow = any(one.conditional for one in items if one.method == name)
         marker, fill = MARKERS[methods.index(name) % len(MARKERS)], "none" if hollow else ACCENT
@@ -132,7 +137,7 @@ def ranges(items: Sequence[Range], epsilon: float) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=STEPS))
     axes.grid(axis="x")
     axes.hlines(np.arange(len(rows) - 1) + 0.5, -0.015 * most, most, color=LINE, linewidth=0.5)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.4, columnspacing=1.4)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=KEYS, borderaxespad=0.4, columnspacing=1.4)
     return figure
 
 
@@ -181,7 +186,7 @@ def readings(items: Sequence[tuple[str, float, float]]) -> Figure:
     for row, ((_, error, chance), ratio) in enumerate(zip(reversed(items), reversed(ratios), strict=True)):
         if math.isfinite(ratio):
             axes.barh(row, min(ratio, most), height=0.55, color=WARM if ratio < 0.5 else BAR)
-        text = f"{error:.2g} of {chance:.2g}"
+        text = f"{small(error)} of {small(chance)}"
         right = axes.get_yaxis_transform()
         axes.text(1.02, row, text, transform=right, va="center", color=INK, fontsize=SMALL)
     axes.axvline(1.0, color=MUTED, linewidth=1, linestyle=(0, (1.5, 2)))
@@ -191,3 +196,12 @@ def readings(items: Sequence[tuple[str, float, float]]) -> Figure:
     axes.set_yticks(range(len(items)), [label for label, _, _ in reversed(items)], color=INK, fontsize=SMALL)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=STEPS))
     return figure
+
+
+def small(value: float) -> str:
+    """Write an error in two digits; what is below a thousandth is as good as none.
+
+    >>> small(0.379), small(5e-16), small(52.1)
+    ('0.38', '< 0.001', '52')
+    """
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"

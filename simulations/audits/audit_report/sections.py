@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from simulations.audits.audit_report import plots, words
 from simulations.audits.audit_report.audit import ALARM_LEVEL, Audit, Bound, MembershipTest
-from simulations.audits.findings import THREATS, Reconstruction, Vector
+from simulations.audits.findings import THREATS, Reconstruction, Threat, Vector
 from simulations.report import wording
 from simulations.report.markup import Markup, definitions, element, folded, join, paragraph, table
 from simulations.report.svg import plate
+
+UNFOLDED = 20  # rows of a table that stands open
 
 
 def plainly(audit: Audit) -> Markup:
@@ -44,16 +46,20 @@ def item(audit: Audit, one: Bound) -> plots.Range:
 
 def reading(audit: Audit) -> list[str]:
     """Say how to read the bounds."""
-    seen = {one.found.threat for one in audit.bounds}
-    threats = "; ".join(f"{name}: {meaning}" for name, meaning in THREATS.items() if name in seen)
     ceilings = [one.most for one in audit.bounds if one.most is not None]
-    texts = [f"Who attacks: {threats}.", words.several(audit)]
+    texts = [who(audit), words.several(audit)]
     if ceilings and min(ceilings) < audit.claim.epsilon:
         texts.append(
             f"With so many heads, an attack that never errs would show {words.floor(min(ceilings))} by the weakest "
             "method (“could show” below): a broken promise beyond that would go unseen by it. More heads raise it."
         )
     return [text for text in texts if text]
+
+
+def who(audit: Audit) -> str:
+    """Say who attacks."""
+    seen = {one.found.threat for one in audit.bounds}
+    return " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in THREATS.items() if name in seen)
 
 
 def bounds_table(audit: Audit) -> Markup:
@@ -72,12 +78,12 @@ def bounds_table(audit: Audit) -> Markup:
         "Time",
     )
     whole = table("Lower bounds on ε", columns, rows, numeric=range(3, 10))
-    conditions = {one.found.method: words.assumed(one.found) for one in audit.bounds if one.found.assumption}
     notes = [
-        paragraph(f"* Conditional: {words.METHODS[method]} holds if {text}.", class_="note")
-        for method, text in conditions.items()
+        paragraph(f"* Conditional: {method} holds if {text}.", class_="note")
+        for method, text in words.conditions(audit).items()
     ]
-    return join([whole, paragraph(f"All at {words.terms(audit.claim)}.", class_="note"), *notes])
+    full = join([whole, paragraph(f"All at {words.terms(audit.claim)}.", class_="note"), *notes])
+    return full if len(rows) <= UNFOLDED else folded(f"All {len(rows)} bounds in numbers", full)
 
 
 def bound_row(one: Bound, audit: Audit) -> list[str]:
@@ -92,7 +98,7 @@ def bound_row(one: Bound, audit: Audit) -> list[str]:
         low,
         words.confidence(found.confidence),
         wording.DASH if found.estimate is None else f"{found.estimate:.2f}",
-        words.floor(one.sure),
+        wording.DASH if one.sure is None else words.floor(one.sure),
         wording.DASH if one.most is None else words.floor(one.most),
         wording.whole(found.heads),
         wording.duration(found.seconds),
@@ -101,23 +107,24 @@ def bound_row(one: Bound, audit: Audit) -> list[str]:
 
 def rocs(audit: Audit) -> Markup:
     """Draw how well each attacker tells heads with the canary from heads without, a plot for each canary."""
-    known = {(one.found.canary, one.found.threat): one.found for one in audit.bounds if len(one.found.scores_out)}
+    scored = sorted((one.found for one in audit.bounds), key=lambda found: len(found.scores_out))
+    known = {(found.canary, found.threat): found for found in scored if len(found.scores_out)}  # the most scores win
     if not known:
         return paragraph(f"Curves: {wording.NOT_COMPUTED}.", class_="note")
     plates = []
-    for canary in dict.fromkeys(canary for canary, _ in known):
-        found = [one for (name, _), one in known.items() if name == canary]
+    for canary in (name for name in words.CANARIES if name in {canary for canary, _ in known}):
+        found = [known[canary, threat] for threat in THREATS if (canary, threat) in known]
         curves = [
-            plots.Roc(f"{one.threat}: {THREATS[one.threat]}", *plots.roc_of(one.scores_in, one.scores_out), group=index)
+            plots.Roc(one.threat, *plots.roc_of(one.scores_in, one.scores_out), group=index)
             for index, one in enumerate(found)
         ]
         figure = plots.roc(curves, audit.claim.epsilon, audit.claim.delta)
         told = f"True against false positives of attacks with: {words.CANARIES[canary]}."
         plates.append(plate(f"roc-{canary}", words.CANARIES[canary].capitalize(), figure, told))
     note = (
-        "Each curve: how many heads with the canary are recognised, at the price of how many false alarms; further "
-        "left and further up is worse for privacy. A curve that certainly enters the shaded region refutes "
-        "the promise; at the left edge, few heads decide, and curves are rough."
+        f"{who(audit)} Each curve: how many heads with the canary are recognised, at the price of how many "
+        "false alarms; further left and further up is worse for privacy. A curve that certainly enters the shaded "
+        "region refutes the promise; at the left edge, few heads decide, and curves are rough."
     )
     return join([element("div", *plates, class_="grid"), paragraph(note, class_="note")])
 
@@ -128,22 +135,29 @@ def memberships(audit: Audit) -> Markup:
     if not tests:
         why = audit.not_run.get("membership inference")
         return paragraph(f"Membership inference was not run{f': {why}' if why else ''}.", class_="note")
+    plates = [
+        plate_
+        for threat in dict.fromkeys(test.threat for test in tests)
+        for plate_ in membership_plates(audit, threat, [test for test in tests if test.threat == threat])
+    ]
+    note = "Histograms: the line is the median. The promise holds for every record, so look at the right end."
+    return join([element("div", *plates, class_="grid"), paragraph(note, class_="note"), membership_table(audit)])
+
+
+def membership_plates(audit: Audit, threat: Threat, tests: Sequence[MembershipTest]) -> list[Markup]:
+    """Draw one attacker's curves, and how exposed single records are to it."""
     curves = [membership_curve(test, tests) for test in tests]
     figure = plots.roc(curves, audit.claim.epsilon, audit.claim.delta)
     told = " ".join(words.membership_sentence(test) for test in tests)
-    first = plate("membership", "Telling members from others", figure, told)
-    samples = {histogram_name(test): exposed(test) for test in shown_tests(tests)}
-    second = plate(
-        "vulnerability",
-        "How exposed single records are",
-        plots.vulnerability(samples),
-        "Histogram of the vulnerability of single records.",
-        "The line is the median. The promise holds for every record, so look at the right end, not at the middle.",
-    )
-    return join([element("div", first, second, class_="pair"), membership_table(audit)])
+    samples = {histogram_name(test): exposed(test) for test in strongest(tests)}
+    shown = plots.vulnerability(samples)
+    return [
+        plate(f"members-{threat}", f"Telling members from others: {threat}", figure, told),
+        plate(f"exposed-{threat}", f"How exposed single records are: {threat}", shown, "; ".join(samples)),
+    ]
 
 
-def membership_curve(test: MembershipTest, tests: tuple[MembershipTest, ...]) -> plots.Roc:
+def membership_curve(test: MembershipTest, tests: Sequence[MembershipTest]) -> plots.Roc:
     """Return a membership test as a curve: colours for worlds, dashes for methods."""
     methods = list(dict.fromkeys(one.found.method for one in tests))
     found = test.found
@@ -161,7 +175,7 @@ def world(test: MembershipTest) -> str:
     return "as planned" if test.private else "without DP"
 
 
-def shown_tests(tests: tuple[MembershipTest, ...]) -> list[MembershipTest]:
+def strongest(tests: Sequence[MembershipTest]) -> list[MembershipTest]:
     """Return the strongest test of each world."""
     worlds = {test.private for test in tests}
     return [max((t for t in tests if t.private == one), key=lambda t: t.found.area) for one in sorted(worlds)[::-1]]
@@ -196,8 +210,10 @@ def membership_table(audit: Audit) -> Markup:
     ]
     columns += ["Area", "Heads", "Time"]
     note = (
-        f"Records of {audit.origin.audited}, the smallest node. Blind guessing finds as many members as it raises "
-        "false alarms, and has area 0.5. “Without DP” is the same training with neither clipping nor noise."
+        "Blind guessing finds as many members as it raises false alarms, and has area 0.5. The server looks at the "
+        f"last head of {audit.origin.audited}, the smallest node, to which it handed its own head back in every round; "
+        "“model” looks at the final head of the whole federation. “Without DP” is the same training with neither "
+        "clipping nor noise."
     )
     whole = table("Membership inference", columns, rows, numeric=range(3, len(columns)))
     return join([whole, paragraph(note, class_="note")])
@@ -209,12 +225,16 @@ def reconstructions(audit: Audit) -> Markup:
         why = audit.not_run.get("reconstruction")
         return paragraph(f"Reconstruction was not run{f': {why}' if why else ''}.", class_="note")
     items = [(reading_name(one), one.error, one.chance) for one in audit.reconstructions]
-    told = "; ".join(f"{label}: error {error:.3g}, a guess {chance:.3g}" for label, error, chance in items)
+    told = "; ".join(
+        f"{label}: error {plots.small(error)}, a guess {plots.small(chance)}" for label, error, chance in items
+    )
     figure = plots.readings(items)
     note = (
         "Short bars: the server reads it well. Beside each bar, its error and that of a guess that ignores the update."
     )
-    rows = [[reading_name(one), f"{one.error:.3g}", f"{one.chance:.3g}", read(one)] for one in audit.reconstructions]
+    rows = [
+        [reading_name(one), plots.small(one.error), plots.small(one.chance), read(one)] for one in audit.reconstructions
+    ]
     columns = ("What is read", "Error", "Error of a guess", "In words")
     return element(
         "div",

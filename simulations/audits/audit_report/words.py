@@ -12,6 +12,8 @@ from simulations.report.prose import best_guess, ceiling_percent
 METHODS = {
     "clopper-pearson": "Clopper–Pearson",
     "gaussian-fit": "Gaussian fit",
+    "two-sample": "exact test",
+    "two-sample-fdp": "exact test, f-DP",
     "one-run": "one run",
     "one-run-fdp": "one run, f-DP",
     "lira-online": "LiRA, online",
@@ -27,11 +29,12 @@ CANARIES = {
 SHORT_CANARIES = {
     "gradient": "gradient",
     "mislabelled": "mislabelled",
-    "out-of-distribution": "out of distribution",
+    "out-of-distribution": "out of distr.",
     "records": "own records",
 }
+NO_BETTER = "That no attack of ours does better does not prove that none can."
 NO_PROOF = (
-    "That no attack of ours does better does not prove that none can: a lower bound shows what is certainly lost, "
+    f"{NO_BETTER} A lower bound shows what is certainly lost, "
     "never what is safe. The promise rests on the mathematics of clipping and noise; an audit looks for mistakes "
     "in the code that does it."
 )
@@ -90,8 +93,8 @@ def shown(audit: Audit) -> str:
     parts = []
     if sound is not None:
         parts.append(
-            f"The best attack that we ran shows at least {floor(sound.found.epsilon)} with "
-            f"{confidence(sound.found.confidence)} confidence ({attack_name(sound.found)})."
+            f"The best attack that we ran shows at least {floor(sound.found.epsilon)}, with "
+            f"{confidence(sound.found.confidence)} confidence for that attack by itself ({attack_name(sound.found)})."
         )
     if leaning is not None and (sound is None or leaning.found.epsilon > sound.found.epsilon):
         parts.append(
@@ -103,6 +106,14 @@ def shown(audit: Audit) -> str:
 def assumed(found: LowerBound) -> str:
     """Write a method's condition so that it fits after "if"."""
     return (found.assumption or "").rstrip(".")
+
+
+def conditions(audit: Audit) -> dict[str, str]:
+    """Return what conditional bounds rest on, methods -> clause."""
+    found: dict[str, list[str]] = {}
+    for one in (one.found for one in audit.bounds if one.found.assumption):
+        found.setdefault(assumed(one), []).append(METHODS[one.method])
+    return {", ".join(dict.fromkeys(methods)): clause for clause, methods in found.items()}
 
 
 def alarm(audit: Audit) -> str:
@@ -118,7 +129,7 @@ def refuted(claim: Claim, bound: Bound) -> str:
     condition = f", if {assumed(found)}" if found.assumption else ""
     return (
         f"the promise allows epsilon {claim.epsilon:.4g} at delta {claim.delta:g}, but an attack ({found.threat}, "
-        f"{CANARIES[found.canary]}, {found.method}) shows at least {floor(bound.sure)} with "
+        f"{CANARIES[found.canary]}, {found.method}) shows at least {floor(bound.sure or 0.0)} with "
         f"{100 * (1 - ALARM_LEVEL):g} % confidence{condition}; release nothing that this code noised before the fault "
         "is found"
     )
@@ -157,7 +168,7 @@ def promised(claim: Claim) -> str:
 def attacked(bound: Bound) -> str:
     """Say what a lower bound means in the same terms."""
     found = bound.found
-    who = f"An attacker who {THREATS[found.threat]} ({found.threat}), against: {CANARIES[found.canary]}. "
+    who = f"The attacker {THREATS[found.threat]} ({found.threat}). What took part or not: {CANARIES[found.canary]}. "
     if found.epsilon <= 0:
         return who + "Nothing was shown that chance alone could not do."
     return (
@@ -186,8 +197,8 @@ def several(audit: Audit) -> str:
         return ""
     risk = 1 - min((one.found.confidence for one in audit.bounds), default=1.0)
     return (
-        f"Each bound holds with its own confidence. The largest of all {count} is chosen after looking: that one is "
-        f"too large with a chance of at most {min(1.0, count * risk):.3g}. An alarm has a stricter level of its own."
+        f"Each bound holds with its own confidence. Of all {count}, up to {count * risk:.2g} may be too large on the "
+        "average, and the largest was chosen after looking. An alarm has a stricter level of its own."
     )
 
 

@@ -1,0 +1,140 @@
+"""What an auditor asks for: which attackers, canaries and methods, how sure, with how many heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+
+from common.config_mistakes import closest
+from common.errors import ConfigError
+from simulations.audits.audit_report import ALARM_LEVEL
+from simulations.audits.estimators import clopper_pearson
+from simulations.audits.findings import THREATS, Threat
+
+CANARIES = ("gradient", "mislabelled", "out-of-distribution", "records")
+BOUNDS = ("clopper-pearson", "two-sample", "two-sample-fdp", "gaussian-fit", "one-run", "one-run-fdp")
+MEMBERSHIPS = ("lira-online", "lira-offline", "rmia")
+METHODS = (*BOUNDS, *MEMBERSHIPS)
+HEADS = 4000
+LEAST_SHADOWS = 64
+MOST_HEADS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        threats: who attacks.
+        canaries: what is inserted, or not.
+        methods: estimators of epsilon, and membership tests.
+        confidence: one-sided, of each bound.
+        heads: trained for each attack on the mechanism, half of them with the canary.
+    """
+
+    threats: tuple[Threat, ...]
+    canaries: tuple[str, ...]
+    methods: tuple[str, ...]
+    confidence: float
+    heads: int
+
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """The estimators of epsilon that are asked for."""
+        return tuple(name for name in BOUNDS if name in self.methods)
+
+    @property
+    def memberships(self) -> tuple[str, ...]:
+        """The membership tests that are asked for."""
+        return tuple(name for name in MEMBERSHIPS if name in self.methods)
+
+
+def make_request(
+    threat: str, methods: Sequence[str], canaries: Sequence[str], confidence: float, heads: int
+) -> Request:
+    """Check what was asked for on the command line.
+
+    Args:
+        threat: a name of ``THREATS``, or ``"all"``.
+        methods: names, or empty for all.
+        canaries: names, or empty for all.
+        confidence: above 0.5 and below 1.
+        heads: for each attack.
+
+    Raises:
+        ConfigError: there is no such thing.
+    """
+    threats = tuple(THREATS) if threat == "all" else _known("--threat", [threat], (*THREATS, "all"))
+    if not 0.5 < confidence < 1:
+        raise ConfigError(f"--confidence must lie above 0.5 and below 1, got {confidence:g}; choose such as 0.95")
+    if not 1 <= heads <= MOST_HEADS:
+        raise ConfigError(f"--heads must be from 1 to {MOST_HEADS}, got {heads}; {HEADS} is a good start")
+    return Request(
+        threats=cast(tuple[Threat, ...], threats),
+        canaries=_known("--canary", canaries or CANARIES, CANARIES),
+        methods=_known("--method", methods or METHODS, METHODS),
+        confidence=confidence,
+        heads=heads,
+    )
+
+
+def records_named(methods: Sequence[str] | None, canaries: Sequence[str] | None) -> bool:
+    """Whether somebody asked by name for what needs records, and a head that they can be attacked with."""
+    return bool(set(methods or ()) & set(MEMBERSHIPS)) or bool(set(canaries or ()) - {"gradient"})
+
+
+def check_heads(request: Request, delta: float) -> None:
+    """Make sure that an attack that never errs would show something, at the confidence asked for and for an alarm.
+
+    Raises:
+        ConfigError: there are too few heads; the sentence says how many are needed.
+    """
+    if request.memberships and request.heads < LEAST_SHADOWS:
+        raise ConfigError(
+            f"--heads must be at least {LEAST_SHADOWS} for membership tests, so that each record is in some heads and "
+            f"not in others, got {request.heads}; train more, or name other methods by --method"
+        )
+    sure = max(request.confidence, 1 - ALARM_LEVEL)
+    needed = 2 * scores_needed(delta, sure)
+    if "clopper-pearson" in request.bounds and request.heads < needed:
+        raise ConfigError(
+            f"--heads must be at least {needed}, half of them with the canary, so that an attack that never errs shows "
+            f"anything at all with {100 * sure:g} % confidence (the bounds' {100 * request.confidence:g} %, the "
+            f"alarm's {100 * (1 - ALARM_LEVEL):g} %), got {request.heads}; train more, {HEADS} is a good start"
+        )
+
+
+@lru_cache(maxsize=64)
+def scores_needed(delta: float, confidence: float) -> int:
+    """The least number of scores of each kind from which a perfect attack shows an epsilon above zero."""
+    low, high = 0, 1
+    while ceiling(high, delta, confidence) <= 0:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if ceiling(middle, delta, confidence) <= 0 else (low, middle)
+    return high
+
+
+@lru_cache(maxsize=64)
+def ceiling(scores: int, delta: float, confidence: float) -> float:
+    """The bound that Clopper-Pearson gives when all of ``scores`` scores of each kind are told apart; 0 if too few."""
+    spread = np.linspace(0.0, 0.1, scores)
+    try:
+        return clopper_pearson(1 + spread, spread - 1, delta, confidence)
+    except ConfigError:
+        return 0.0
+
+
+def _known(option: str, names: Iterable[str], choices: Sequence[str]) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(names))
+    for name in chosen:
+        if name not in choices:
+            guess = closest(name, choices)
+            hint = f"did you mean {guess}?" if guess else "choose one of them"
+            raise ConfigError(f"{option} must be one of {', '.join(choices)}, got {name!r}; {hint}")
+    return tuple(name for name in choices if name in chosen)

@@ -1,0 +1,202 @@
+"""One audit from its configuration to what it found."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from time import perf_counter
+
+import numpy as np
+
+from common.config import RunConfig
+from common.errors import ConfigError
+from simulations.audits import attack_bounds, membership_run, reading_run, record_bounds
+from simulations.audits.attack_bounds import Scored, family_of
+from simulations.audits.attack_request import Request, check_heads
+from simulations.audits.attack_subject import Subject, make_subject, origin_of
+from simulations.audits.attacks import attack_gradient, attack_in_one_run
+from simulations.audits.audit_report import Audit, Bound, MembershipTest
+from simulations.audits.findings import Threat
+from simulations.audits.replay import replay
+from simulations.audits.trade_offs import Family
+
+Advance = Callable[[str, int, int], None]
+NotRun = dict[str, str]
+
+MOST_RECORDS = 20_000
+ONLY_LINEAR = (
+    'attacks with records train hundreds of heads at once, and do so for head "linear" with one class a record only; '
+    "gradient canaries attack the mechanism of any head"
+)
+
+
+def run_audit(
+    config: RunConfig, name: str, request: Request, advance: Advance, *, records_named: bool = False
+) -> Audit:
+    """Attack the mechanism of a configuration, the records in it, and replay its private steps.
+
+    Args:
+        config: of the run that is audited.
+        name: of the configuration, for the report.
+        request: what is asked for.
+        advance: told (what, done, to do).
+        records_named: whether record canaries or membership tests were asked for by name, so that a head that does not
+            allow them is refused and not passed over.
+
+    Raises:
+        ConfigError: what is asked for cannot be done for this configuration.
+        PrivacyError: the promise that is asked for cannot be kept.
+    """
+    began = perf_counter()
+    check_heads(request, config.privacy.delta)
+    subject = make_subject(config, lambda done, total: advance("features", done, total))
+    if records_named and not subject.has_linear_head:
+        raise ConfigError(f"{ONLY_LINEAR}, got {head_of(subject)}; leave out --canary and --method")
+    seed = config.federation.seed
+    drawn = secrets.randbits(60) if seed is None else seed
+    not_run: NotRun = {}
+    bounds = tuple(all_bounds(subject, request, seed, drawn, advance, not_run))
+    memberships = members(subject, request, drawn, advance, not_run)
+    readings = reading_run.readings(subject, drawn) if subject.has_linear_head else ()
+    if not readings:
+        not_run["reconstruction"] = ONLY_LINEAR
+    checks = replay(config)
+    return Audit(
+        claim=subject.claim,
+        bounds=bounds,
+        memberships=memberships,
+        reconstructions=readings,
+        checks=checks,
+        not_run=not_run,
+        origin=origin_of(subject, name, seed),
+        seconds=perf_counter() - began,
+    )
+
+
+def head_of(subject: Subject) -> str:
+    """Say which head the configuration has."""
+    return f"head {subject.config.model.head!r} for the task {subject.ready.federation.data.task!r}"
+
+
+def all_bounds(
+    subject: Subject, request: Request, seed: int | None, drawn: int, advance: Advance, not_run: NotRun
+) -> Iterator[Bound]:
+    """Bound epsilon by every canary, for every attacker that is asked for.
+
+    Args:
+        subject: what is attacked.
+        request: what is asked for.
+        seed: of gradient canaries; None draws from the operating system, as a node does.
+        drawn: seed of heads that are trained at once.
+        advance: told (what, done, to do).
+        not_run: is told what was left out, and why.
+    """
+    methods = bound_methods(subject, request, not_run)
+    threats = possible_threats(subject, request, not_run)
+    if not methods:
+        return
+    family = family_of(subject.claim)
+    for done, threat in enumerate(threats if "gradient" in request.canaries else ()):
+        advance("gradient canaries", done, len(threats))
+        yield from gradient_bounds(subject, request, threat, methods, seed, family)
+        advance("gradient canaries", done + 1, len(threats))
+    if not set(request.canaries) & set(record_bounds.CANARIES):
+        return
+    if why := no_records(subject):
+        not_run["attacks with records"] = why
+        return
+    yield from record_bounds.record_bounds(
+        subject, threats, request.canaries, methods, request.confidence, request.heads, drawn, family, advance
+    )
+
+
+def no_records(subject: Subject) -> str | None:
+    """Why records cannot be attacked, or None."""
+    if not subject.has_linear_head:
+        return f"{ONLY_LINEAR}, and this is {head_of(subject)}"
+    if subject.count > MOST_RECORDS:
+        return f"with more than {MOST_RECORDS:,} records ({subject.count:,}) it would take hours"
+    return None
+
+
+def gradient_bounds(
+    subject: Subject,
+    request: Request,
+    threat: Threat,
+    methods: tuple[str, ...],
+    seed: int | None,
+    family: Family,
+) -> Iterator[Bound]:
+    """Bound epsilon by gradient canaries for one attacker: many heads with one canary, and one head with many."""
+    claim, terms = subject.claim, subject.terms
+    began = perf_counter()
+    inside, outside = attack_gradient(
+        claim,
+        threat,
+        heads=request.heads,
+        nodes=subject.nodes,
+        parameters=subject.parameters,
+        seed=seed,
+        steps_per_round=terms.steps_per_round,
+    )
+    scored = Scored(threat, "gradient", inside, outside, 2 * (request.heads // 2), perf_counter() - began)
+    yield from attack_bounds.many_heads(scored, methods, claim, request.confidence, family)
+    if not set(methods) & set(attack_bounds.ONE_HEAD):
+        return
+    began = perf_counter()
+    scores, included = attack_in_one_run(
+        claim,
+        threat,
+        canaries=canaries_of(subject),
+        nodes=subject.nodes,
+        seed=seed,
+        steps_per_round=terms.steps_per_round,
+    )
+    one = Scored(threat, "gradient", scores[included], scores[~included], 1, perf_counter() - began)
+    expected = np.concatenate([inside, outside])
+    yield from attack_bounds.one_head(one, included, scores, expected, methods, claim, request.confidence, family)
+
+
+def canaries_of(subject: Subject) -> int:
+    """How many canaries at right angles one head holds: as many as it has features."""
+    return int(subject.ready.features.shape[1])
+
+
+def bound_methods(subject: Subject, request: Request, not_run: NotRun) -> tuple[str, ...]:
+    """The estimators that suit the mechanism."""
+    methods = request.bounds
+    if "gaussian-fit" in methods and subject.claim.sampling_rate < 1:
+        not_run["Gaussian fit"] = "scores of a mechanism that samples are no normals, so that its bounds would be wrong"
+        methods = tuple(name for name in methods if name != "gaussian-fit")
+    return methods
+
+
+def possible_threats(subject: Subject, request: Request, not_run: NotRun) -> tuple[Threat, ...]:
+    """The attackers that there can be.
+
+    Raises:
+        ConfigError: none of those that are asked for.
+    """
+    if "peer" not in request.threats or subject.nodes > 1:
+        return request.threats
+    why = "a peer is a second node, and this federation has one node"
+    if request.threats == ("peer",):
+        raise ConfigError(f"--threat peer needs a peer, but {why}; choose --threat server or raise federation.nodes")
+    not_run["attacks by a peer"] = why
+    return tuple(name for name in request.threats if name != "peer")
+
+
+def members(
+    subject: Subject, request: Request, seed: int, advance: Advance, not_run: NotRun
+) -> tuple[MembershipTest, ...]:
+    """Run membership inference, or say why not."""
+    threats = tuple(name for name in request.threats if name in membership_run.THREATS)
+    if not request.memberships or "records" not in request.canaries:
+        return ()
+    if why := no_records(subject):
+        not_run["membership inference"] = why
+    elif not threats:
+        not_run["membership inference"] = "it looks at final heads, which the attackers server and model have"
+    else:
+        return membership_run.membership_tests(subject, threats, request.memberships, request.heads, seed, advance)
+    return ()
