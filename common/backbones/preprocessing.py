@@ -124,7 +124,7 @@ class ImagePreprocessing:
         }
 
     def _prepare(self, images: np.ndarray) -> Tensor:
-        pixels = _as_channels(images, self.channels)  # (N, C, H, W) in [0, 1]
+        pixels = _as_channels(images, self.channels)  # (N, C, H, W) in [0, 1]; grey stays one channel to the end
         height, width = pixels.shape[2:]
         to = (self.size, self.size)
         if self.shorter_side is not None:
@@ -133,7 +133,7 @@ class ImagePreprocessing:
         square = _middle(resized, self.size)
         if self.interpolation == "bicubic":
             square = square.clamp(0, 1)  # it overshoots at edges; 8-bit pixels, which weights are trained on, cannot
-        return self.scale(square)
+        return self.scale(square).expand(-1, self.channels, -1, -1)
 
     def scale(self, pixels: Tensor) -> Tensor:
         """Centre and scale pixels in [0, 1] by the constants."""
@@ -180,7 +180,7 @@ def _constants(described: float | list[float]) -> Constants:
 
 
 def _as_channels(images: np.ndarray, channels: int) -> Tensor:
-    """From (N, H, W[, C]) uint8 to (N, channels, H, W) float32 in [0, 1]."""
+    """From (N, H, W[, C]) uint8 to (N, channels, H, W), or grey to (N, 1, H, W), float32 in [0, 1]."""
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3, 4) or 0 in images.shape[1:]:
@@ -196,4 +196,4 @@ def _as_channels(images: np.ndarray, channels: int) -> Tensor:
     if channels == 1 and pixels.shape[1] == 3:
         red, green, blue = pixels.unbind(1)
         pixels = (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
-    return pixels.expand(-1, channels, -1, -1)
+    return pixels
