@@ -134,6 +134,13 @@ def margins(heads: Tensor, features: Tensor, targets: Tensor) -> Scores:
 
 
 def lira(shadows: Observed, targets: Observed, *, online: bool = True) -> Membership:
+    """Attack target heads by ``lira_scores``; arguments and errors are its, and ``membership``'s."""
+    began = time.perf_counter()
+    scores = lira_scores(shadows, targets, online=online)
+    return membership("lira-online" if online else "lira-offline", scores, targets, len(shadows.margins), began)
+
+
+def lira_scores(shadows: Observed, targets: Observed, *, online: bool = True) -> Scores:
     """The likelihood-ratio attack, a Gaussian for each record.
 
     Online it compares the confidences of shadow heads with the record and without it; offline it knows those without
@@ -145,19 +152,20 @@ def lira(shadows: Observed, targets: Observed, *, online: bool = True) -> Member
         targets: other heads, which are attacked; the same records.
         online: both Gaussians, or the one without the record.
 
+    Returns:
+        Shape (M', n), higher for members.
+
     Raises:
-        ConfigError: a record lacks shadow heads with it or without it, or all target heads agree on all records.
+        ConfigError: a record lacks shadow heads with it or without it.
 
     Source: Carlini et al. 2022, arXiv:2112.03570, algorithm 1.
     """
-    began = time.perf_counter()
     without, spread = _gaussians(shadows, ~shadows.included)
-    if online:
-        within, spread_within = _gaussians(shadows, shadows.included)
-        scores = norm.logpdf(targets.margins, within, spread_within) - norm.logpdf(targets.margins, without, spread)
-    else:
-        scores = (targets.margins - without) / spread  # the order of 1 - Pr[a head without it is as confident]
-    return membership("lira-online" if online else "lira-offline", scores, targets, len(shadows.margins), began)
+    if not online:
+        return (targets.margins - without) / spread  # the order of 1 - Pr[a head without it is as confident]
+    within, spread_within = _gaussians(shadows, shadows.included)
+    ratios: Scores = norm.logpdf(targets.margins, within, spread_within) - norm.logpdf(targets.margins, without, spread)
+    return ratios
 
 
 def _gaussians(shadows: Observed, kind: Flags) -> tuple[Vector, Vector]:
@@ -180,6 +188,21 @@ def rmia(
     online: bool = True,
     gamma: float = 1.0,
 ) -> Membership:
+    """Attack target heads by ``rmia_scores``; arguments and errors are its, and ``membership``'s."""
+    began = time.perf_counter()
+    scores = rmia_scores(shadows, targets, population, targets_population, online=online, gamma=gamma)
+    return membership("rmia", scores, targets, len(shadows.margins), began)
+
+
+def rmia_scores(
+    shadows: Observed,
+    targets: Observed,
+    population: Scores,
+    targets_population: Scores,
+    *,
+    online: bool = True,
+    gamma: float = 1.0,
+) -> Scores:
     """The robust attack: how many records of the population does the target head favour the record over?
 
     Confidence in a record, over what shadow heads expect of it, is compared with the same ratio of each population
@@ -195,12 +218,14 @@ def rmia(
         online: expect the mean of heads with and without the record; or guess it from those without.
         gamma: how much larger the ratio has to be.
 
+    Returns:
+        Shape (M', n), between 0 and 1, higher for members.
+
     Raises:
-        ConfigError: as ``lira``.
+        ConfigError: a record lacks shadow heads with it or without it.
 
     Source: Zarifzadeh et al. 2024, arXiv:2312.03262, algorithm 1.
     """
-    began = time.perf_counter()
     confidence = _confidence(shadows.margins)
     without = _mean(confidence, ~shadows.included)
     expected = (1 + OFFLINE_A) / 2 * without + (1 - OFFLINE_A) / 2
@@ -208,8 +233,7 @@ def rmia(
         expected = (without + _mean(confidence, shadows.included)) / 2
     ratios = _confidence(targets.margins) / expected  # (M', n)
     others = _confidence(targets_population) / _confidence(population).mean(axis=0)  # (M', z)
-    scores = np.stack([_fraction_below(own, gamma, other) for own, other in zip(ratios, others, strict=True)])
-    return membership("rmia", scores, targets, len(shadows.margins), began)
+    return np.stack([_fraction_below(own, gamma, other) for own, other in zip(ratios, others, strict=True)])
 
 
 def _fraction_below(ratios: Vector, gamma: float, others: Vector) -> Vector:
