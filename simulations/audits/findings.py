@@ -106,7 +106,7 @@ class Reconstruction:
     """What a server reads from one update of a head.
 
     Attributes:
-        target: ``"class counts"`` or ``"features"``.
+        target: ``"class counts"``, ``"class features"`` (their means) or ``"features"`` of a record alone at its node.
         private: whether the update was noised as the plan says.
         error: mean absolute error of counts, or 1 - cosine similarity of features; 0 is a perfect reading.
         chance: the same error of a guess that ignores the update.

@@ -20,8 +20,8 @@ class Known:
 
     Attributes:
         records: that the node declares.
-        divisor: of the sum of gradients, clipping accounted for: the sum of un-clipped gradients is about the gradient
-            times this.
+        divisor: the sum of all records' un-clipped gradients is about the released gradient times this, clipping and
+            sampling accounted for.
         mean: features of a typical record, shape (D,), from public ones; zeros where it has none.
     """
 
@@ -44,7 +44,8 @@ def known_to_server(recipe: Recipe, records: int, public: Tensor) -> Known:
     if recipe.terms is None:
         return Known(records, float(records), mean)
     norm = math.sqrt((1 - 1 / recipe.classes) * (float(public.square().sum(dim=1).mean()) + 1))
-    return Known(records, recipe.expected_batch / min(1.0, recipe.terms.clipping_norm / norm), mean)
+    factor = min(1.0, recipe.terms.clipping_norm / norm)
+    return Known(records, recipe.expected_batch / recipe.terms.sampling_rate / factor, mean)
 
 
 def read_record(gradient: Tensor) -> Tensor:

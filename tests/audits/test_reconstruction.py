@@ -137,6 +137,21 @@ def test_clipping_alone_hides_nothing_and_the_noise_does():
     assert exact.error < 1e-3
 
 
+def test_counts_are_right_on_average_where_half_of_the_records_are_sampled():
+    """160 and 40 of two classes: a node's reading deviates by sqrt(0.25 x 200), the mean of 50 by one.
+
+    Five deviations are allowed (probability below 1e-6); a server that forgot the sampling would read 130.
+    """
+    terms = PrivacyTerms("record", "local", 0.5, 30, 1, 1e-3, 0.01, 1e-5)
+    features = torch.nn.functional.normalize(draw(200)[0], dim=1) * 8
+    targets = (torch.arange(200) < 40).long()
+    recipe = Recipe(2, 0.5, terms, 100.0)
+    known = known_to_server(recipe, 200, features)
+    found = first_gradients(features, targets, [torch.arange(200)] * 50, recipe, seed=0)
+    first = torch.stack([read_class_counts(gradient, known) for gradient in found])[:, 0]
+    assert abs(float(first.mean()) - 160) < 5
+
+
 def test_there_has_to_be_a_node():
     with pytest.raises(ConfigError, match="at least one node"):
         first_gradients(*draw(3), [], OPEN, seed=0)

@@ -19,10 +19,11 @@ from common.privacy.plan import PrivacyPlan, PrivacyTerms
 from common.tasks import classification_loss
 from server.checkpoints import RunStore
 from server.run_folder import run_identity
-from simulations.audits.recipes import places_of, private_recipe
+from simulations.audits.recipes import open_recipe, places_of, private_recipe
 from simulations.audits.shadows import Place, Recipe, train_heads
 from simulations.engine import run_in_process
 from simulations.preflight import check
+from simulations.without_privacy import train_without_privacy
 from tests.federations import small_config
 
 WIDTH, CLASSES, RECORDS, HEADS = 24, 4, 30, 5
@@ -274,6 +275,24 @@ def test_without_terms_it_is_plain_gradient_descent_on_each_nodes_mean_loss():
         for head in range(HEADS):
             expected = plain(features, targets, [place.rows[included[head][place.rows]] for place in places], recipe)
             assert torch.allclose(found[head], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_without_terms_a_head_is_the_one_of_the_world_without_privacy(steps):
+    """The learning rate that it chooses among seven included."""
+    ready = check(small_config(training={"local_steps": steps}))
+    shares = ready.federation.shares
+    features = torch.from_numpy(np.array(ready.features))
+    targets = source_targets(ready.federation, ready.proposal.plan.offer.model.backbone)
+    order = torch.from_numpy(np.concatenate(list(shares.values())))
+    sizes = [len(own) for own in shares.values()]
+    places = places_of(list(torch.split(torch.arange(len(order)), sizes)), None, sizes)
+    own, labels = features[order], targets[order]
+    recipe = open_recipe(own, labels, 10, 3, places=places, steps_per_round=steps)
+    found = train_heads(own, labels, torch.ones(1, len(order), dtype=torch.bool), recipe, seed=0, places=places)[0]
+    expected = train_without_privacy(ready)
+    assert torch.allclose(found[:, :-1], expected["weight"], atol=1e-4)
+    assert torch.allclose(found[:, -1], expected["bias"], atol=1e-4)
 
 
 def plain(features: Tensor, targets: Tensor, rows: list[Tensor], recipe: Recipe) -> Tensor:
