@@ -11,6 +11,7 @@ import math
 from typing import Protocol
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import log_ndtr
 from scipy.stats import beta, nct, norm, rankdata
 
@@ -217,13 +218,10 @@ def _checked(scores: Vector, needed: int, confidence: float) -> Vector:
 def _noncentrality(statistic: float, freedom: int, confidence: float) -> float:
     """The noncentrality at which so large a t statistic has probability 1 - confidence; 0 if even that is too large."""
     error = 1 - confidence
-    low, high = 0.0, max(statistic, 1.0)
     if float(nct.sf(statistic, freedom, 0.0)) >= error:
         return 0.0
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(nct.sf(statistic, freedom, middle)) < error else (low, middle)
-    return low
+    root = brentq(lambda place: float(nct.sf(statistic, freedom, place)) - error, 0.0, statistic + 1, xtol=1e-7)
+    return max(0.0, float(root) - 2e-7)
 
 
 def _log_delta(mu: float, epsilon: float) -> float:

@@ -6,8 +6,6 @@ extreme as those seen, for the least favourable rates that the mechanism allows.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from scipy.special import ndtri
 from scipy.stats import beta, binom, norm
@@ -55,44 +53,59 @@ def two_sample(
         arXiv:2302.07956 (auditing a family's curve).
     """
     error, supposed = 1 - confidence, family or approximate_family(delta)
-    merit = _ratio(error) if family is None else _distance(error)
+    merit = by_ratio(error) if family is None else by_distance(error)
     chosen = held_out_counts(scores_in, scores_out, delta, confidence, seed, merit)
-    return supposed.greatest(lambda curve: p_value(*chosen, curve, error * NUISANCE) <= error)
+    evidence = Evidence(*chosen, merit, error * NUISANCE)
+    return supposed.greatest(lambda curve: evidence.p_value(curve) <= error)
 
 
-def p_value(hits: int, trues: int, alarms: int, falses: int, curve: TradeOff, nuisance: float) -> float:
-    """Bound the probability of counts at least as extreme, whatever rates the curve allows.
+class Evidence:
+    """Counts, and all that would be at least as much evidence.
 
-    Counts are ordered by z, hits against what the curve makes of the alarms. Within a cell of false positive rates p,
-    the number of hits is taken at the cell's greatest p and that of alarms at its least, so that no rate between is
-    missed.
+    Outcomes are ordered by a merit that knows no hypothesis, and fewer alarms or more hits are never less evidence;
+    hence the p-value never falls where a hypothesis allows more.
 
     Args:
         hits: true positives.
         trues: out of so many.
         alarms: false positives.
         falses: out of so many.
-        curve: null hypothesis.
-        nuisance: error spent on the range of p that is searched.
+        merit: orders the outcomes.
+        nuisance: error spent on the range of false positive rates that is searched.
     """
-    low = beta.ppf(nuisance / 2, alarms, falses - alarms + 1) if alarms else 0.0
-    high = beta.ppf(1 - nuisance / 2, alarms + 1, falses - alarms) if alarms < falses else 1.0
-    edges = np.linspace(low, high, CELLS + 1)
-    counts = np.arange(binom.ppf(_TAIL, falses, low), binom.isf(_TAIL, falses, high) + 1)
-    centre, spread = _expected(counts, trues, falses, curve)
-    at = _expected(np.array([float(alarms)]), trues, falses, curve)
-    z = (hits - at[0][0]) / at[1][0]
-    needed = np.ceil(centre + z * spread - 1e-9)
-    needed = np.minimum.accumulate(needed[::-1])[::-1]  # no fewer hits are needed where there are more alarms
-    rates = curve.power(edges[1:])
-    below = np.concatenate([np.zeros((CELLS, 1)), binom.cdf(counts[None, :], falses, edges[:-1, None])], axis=1)
-    beyond = binom.sf(needed[None, :] - 1, trues, rates[:, None])
-    probability = (np.diff(below, axis=1) * beyond).sum(axis=1).max()
-    return min(1.0, float(probability) + nuisance + 3 * _TAIL)
+
+    def __init__(self, hits: int, trues: int, alarms: int, falses: int, merit: Merit, nuisance: float) -> None:
+        low = float(beta.ppf(nuisance / 2, alarms, falses - alarms + 1)) if alarms else 0.0
+        high = float(beta.ppf(1 - nuisance / 2, alarms + 1, falses - alarms)) if alarms < falses else 1.0
+        self._edges = np.linspace(low, high, CELLS + 1)
+        self._trues, self._nuisance = trues, nuisance
+        counts = np.arange(max(0.0, binom.ppf(_TAIL, falses, low)), binom.isf(_TAIL, falses, high) + 1)
+        self._needed = _needed(hits, trues, alarms, falses, counts, merit)
+        below = binom.cdf(counts[None, :], falses, self._edges[:-1, None])
+        self._chances = np.diff(below, axis=1, prepend=0.0)  # (cells, counts)
+
+    def p_value(self, curve: TradeOff) -> float:
+        """Bound the probability of as much evidence, whatever rates the curve allows.
+
+        Within a cell of false positive rates, hits are taken at the cell's greatest rate and alarms at its least, so
+        that no rate between is missed.
+        """
+        rates = np.clip(curve.power(self._edges[1:]), 0, 1)
+        beyond = binom.sf(self._needed[None, :] - 1, self._trues, rates[:, None])
+        return min(1.0, float((self._chances * beyond).sum(axis=1).max()) + self._nuisance + 3 * _TAIL)
 
 
-def _ratio(error: float) -> Merit:
-    """Choose the threshold by the logarithm of the ratio of rates, less its standard errors."""
+def _needed(hits: int, trues: int, alarms: int, falses: int, counts: Vector, merit: Merit) -> Vector:
+    """The fewest hits that are as much evidence, at each count of alarms; ``trues + 1`` where none are."""
+    seen = float(merit(np.array([float(hits)]), trues, np.array([float(alarms)]), falses)[0])
+    every = np.arange(trues + 1.0)
+    reached = merit(every[:, None], trues, counts[None, :], falses) >= seen - 1e-9  # (hits, alarms)
+    fewest = np.where(reached.any(axis=0), reached.argmax(axis=0), trues + 1)
+    return np.asarray(np.minimum.accumulate(fewest[::-1])[::-1], np.float64)
+
+
+def by_ratio(error: float) -> Merit:
+    """Order counts, and thresholds, by the logarithm of the ratio of rates, less its standard errors."""
 
     def merit(hits: Vector, trues: int, alarms: Vector, falses: int) -> Vector:
         variances = 1 / (hits + 0.5) + 1 / (alarms + 1)
@@ -101,8 +114,8 @@ def _ratio(error: float) -> Merit:
     return merit
 
 
-def _distance(error: float) -> Merit:
-    """Choose the threshold by the distance of two unit normals with these rates, less its standard errors."""
+def by_distance(error: float) -> Merit:
+    """Order counts, and thresholds, by the distance of two unit normals with these rates, less its standard errors."""
 
     def merit(hits: Vector, trues: int, alarms: Vector, falses: int) -> Vector:
         rates = (hits + 0.5) / (trues + 1), (alarms + 0.5) / (falses + 1)
@@ -114,13 +127,3 @@ def _distance(error: float) -> Merit:
         return np.asarray(places[0] - places[1] + norm.ppf(error) * np.sqrt(variances[0] + variances[1]))
 
     return merit
-
-
-def _expected(alarms: Vector, trues: int, falses: int, curve: TradeOff) -> tuple[Vector, Vector]:
-    """Hits that the curve allows at so many alarms, and the standard deviation of the hits' excess over them."""
-    rates = (alarms + 0.5) / (falses + 1)
-    allowed = np.clip(curve.power(rates), 1e-12, 1 - 1e-12)
-    width = 1e-3 * np.minimum(rates, 1 - rates)
-    slopes = (curve.power(rates + width) - curve.power(rates - width)) / (2 * width)
-    variances = allowed * (1 - allowed) / trues + slopes**2 * rates * (1 - rates) / falses
-    return trues * allowed, trues * np.sqrt(variances + math.ulp(1.0))
