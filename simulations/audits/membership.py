@@ -207,8 +207,8 @@ def rmia_scores(
 
     Confidence in a record, over what shadow heads expect of it, is compared with the same ratio of each population
     record; the score is the fraction of them that it exceeds ``gamma`` times. Population records train no head.
-    Offline, what heads with the record would expect is guessed: mean confidence (1 + a) / 2 x without + (1 - a) / 2,
-    a = ``OFFLINE_A``.
+    Offline, what heads with a record would expect is guessed: mean confidence (1 + a) / 2 x without + (1 - a) / 2,
+    a = ``OFFLINE_A``, for records and population alike.
 
     Args:
         shadows: heads of which the attacker knows which records trained them.
@@ -227,17 +227,19 @@ def rmia_scores(
     Source: Zarifzadeh et al. 2024, arXiv:2312.03262, algorithm 1.
     """
     confidence = _confidence(shadows.margins)
-    without = _mean(confidence, ~shadows.included)
-    expected = (1 + OFFLINE_A) / 2 * without + (1 - OFFLINE_A) / 2
+    without, public = _mean(confidence, ~shadows.included), _confidence(population).mean(axis=0)
     if online:
         expected = (without + _mean(confidence, shadows.included)) / 2
+    else:
+        expected, public = (((1 + OFFLINE_A) * mean + 1 - OFFLINE_A) / 2 for mean in (without, public))
     ratios = _confidence(targets.margins) / expected  # (M', n)
-    others = _confidence(targets_population) / _confidence(population).mean(axis=0)  # (M', z)
-    return np.stack([_fraction_below(own, gamma, other) for own, other in zip(ratios, others, strict=True)])
+    others = gamma * _confidence(targets_population) / public  # (M', z)
+    return np.stack([_fraction_below(own, other) for own, other in zip(ratios, others, strict=True)])
 
 
-def _fraction_below(ratios: Vector, gamma: float, others: Vector) -> Vector:
-    return np.searchsorted(np.sort(others * gamma), ratios, side="right") / len(others)
+def _fraction_below(ratios: Vector, others: Vector) -> Vector:
+    """About the fraction of others that each ratio exceeds; which of two in the same place is larger still counts."""
+    return (np.searchsorted(np.sort(others), ratios) + ratios / (1 + ratios)) / (len(others) + 1)
 
 
 def _confidence(values: Scores) -> Scores:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from scipy.stats import norm
 
 from common.config import load_config
@@ -18,7 +19,7 @@ from server.coordinator import propose
 from server.link import Member
 from server.rounds import learning_rate
 from simulations.audits.findings import Membership
-from simulations.audits.membership import Observed, halves, lira, margins, membership, observe, rmia
+from simulations.audits.membership import Observed, halves, lira, margins, membership, observe, rmia, rmia_scores
 from simulations.audits.recipes import open_recipe, places_of, private_recipe
 
 FALSE_ALARM = 1e-6  # of each statistical test
@@ -102,6 +103,24 @@ def test_rmia_sees_a_shift_and_nothing_where_there_is_none():
         assert not by_chance(found, targets)
         assert found.area > 0.6
         assert by_chance(*attack(shuffled(gaussians(1.5)), online))
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_rmia_is_the_fraction_of_population_records_that_a_record_beats(online):
+    """Against the definition, one pair at a time; ties are broken by less than one record."""
+    generator = np.random.default_rng(6)
+    shadows, targets = gaussians(1.5, heads=24).split(4)
+    before, after = generator.normal(0, 1, (20, 30)), generator.normal(0, 1, (4, 30))
+    found = rmia_scores(shadows, targets, before, after, online=online, gamma=1.2)
+    for head in range(4):
+        for record in range(RECORDS):
+            seen, flags = expit(shadows.margins[:, record]), shadows.included[:, record]
+            usual = (seen[flags].mean() + seen[~flags].mean()) / 2 if online else 0.65 * seen[~flags].mean() + 0.35
+            public = expit(before).mean(axis=0)
+            public = public if online else 0.65 * public + 0.35
+            ratio = expit(targets.margins[head, record]) / usual
+            beaten = np.mean(ratio / (expit(after[head]) / public) > 1.2)
+            assert abs(found[head, record] - beaten) <= 1 / 31
 
 
 def test_vulnerability_is_each_records_own_rate():
