@@ -13,7 +13,7 @@ from simulations.audits.attack_request import ceiling
 from simulations.audits.audit_report import ALARM_LEVEL, Bound
 from simulations.audits.estimators import GAUSSIAN_ASSUMPTION, clopper_pearson, gaussian_fit
 from simulations.audits.findings import Claim, LowerBound, Threat, Vector
-from simulations.audits.one_run import count_correct, one_run, one_run_fdp, plan_guesses
+from simulations.audits.one_run import count_correct, one_run, one_run_fdp, one_run_p_value, plan_guesses
 from simulations.audits.trade_offs import Family, sampled_gaussian_family, with_memory
 from simulations.audits.two_sample import two_sample
 
@@ -40,6 +40,12 @@ class Scored:
     outside: Vector
     heads: int
     seconds: float
+
+
+def canaries_needed(delta: float, confidence: float) -> int:
+    """The least number of canaries on one head from which right guesses alone show something, for an alarm as well."""
+    sure = max(confidence, 1 - ALARM_LEVEL)
+    return next(count for count in range(1, 100_000) if one_run_p_value(count, count, count, 0.0, delta) <= 1 - sure)
 
 
 def family_of(claim: Claim) -> Family:

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.errors import PrivacyError
+
+if TYPE_CHECKING:
+    from simulations.audits.audit_report import Audit, Place
 
 Advance = Callable[[str, int, int], None]
 
@@ -66,10 +69,10 @@ def attack(
 
     The outcome is a lower bound on epsilon for each attack. One above the promise is an alarm, with exit status 3.
     """
-    from simulations.audits.attack_request import make_request, records_named
+    from simulations.audits.attack_request import make_request
 
     request = make_request(threat, methods or [], canaries or [], confidence, heads)
-    from simulations.audits.audit_report import alarm, broken, open_place, place_needed, to_dict, write_report
+    from simulations.audits.audit_report import open_place, place_needed
 
     place_needed(report, key)
     place = None if report is None else open_place(report, key)
@@ -79,16 +82,31 @@ def attack(
 
     run = load_config(config, overrides or [])
     with session.quiet(), _bars() as advance:
-        audit = run_audit(run, config.stem, request, advance, records_named=records_named(methods, canaries))
+        audit = run_audit(run, config.stem, request, advance)
+    deliver(audit, place, as_json)
+
+
+def deliver(audit: Audit, place: Place | None, as_json: bool) -> None:
+    """Write an audit's report, print it, and raise its alarm.
+
+    Args:
+        audit: finished.
+        place: of its report; None writes none.
+        as_json: print JSON instead of tables.
+
+    Raises:
+        PrivacyError: the promise is broken; report and terminal have said so by then.
+    """
+    from rich.console import Console
+
+    from simulations.audits.audit_report import alarm, broken, to_dict, write_report
+    from simulations.audits.audit_report.terminal import show
+
     if place is not None:
         write_report(audit, place)
     if as_json:
         typer.echo(json.dumps(to_dict(audit, scores=False), allow_nan=False))
     else:
-        from rich.console import Console
-
-        from simulations.audits.audit_report.terminal import show
-
         show(audit, Console())
         if place is not None:
             typer.echo(f"report  {place.page}")

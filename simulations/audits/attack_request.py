@@ -34,6 +34,7 @@ class Request:
         methods: estimators of epsilon, and membership tests.
         confidence: one-sided, of each bound.
         heads: trained for each attack on the mechanism, half of them with the canary.
+        named: what was asked for by name: where it cannot be done, it is refused and not passed over.
     """
 
     threats: tuple[Threat, ...]
@@ -41,6 +42,7 @@ class Request:
     methods: tuple[str, ...]
     confidence: float
     heads: int
+    named: frozenset[str] = frozenset()
 
     @property
     def bounds(self) -> tuple[str, ...]:
@@ -79,12 +81,8 @@ def make_request(
         methods=_known("--method", methods or METHODS, METHODS),
         confidence=confidence,
         heads=heads,
+        named=frozenset((threat, *methods, *canaries)) - {"all"},
     )
-
-
-def records_named(methods: Sequence[str] | None, canaries: Sequence[str] | None) -> bool:
-    """Whether somebody asked by name for what needs records, and a head that they can be attacked with."""
-    return bool(set(methods or ()) & set(MEMBERSHIPS)) or bool(set(canaries or ()) - {"gradient"})
 
 
 def check_heads(request: Request, delta: float) -> None:

@@ -12,11 +12,12 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from simulations.audits import attack_bounds, membership_run, reading_run, record_bounds
 from simulations.audits.attack_bounds import Scored, family_of
-from simulations.audits.attack_request import Request, check_heads
+from simulations.audits.attack_request import MEMBERSHIPS, Request, check_heads
 from simulations.audits.attack_subject import Subject, make_subject, origin_of
 from simulations.audits.attacks import attack_gradient, attack_in_one_run
-from simulations.audits.audit_report import Audit, Bound, MembershipTest
+from simulations.audits.audit_report import ALARM_LEVEL, Audit, Bound, MembershipTest
 from simulations.audits.findings import Threat
+from simulations.audits.practice import SHIPPED, Practice
 from simulations.audits.replay import replay
 from simulations.audits.trade_offs import Family
 
@@ -31,7 +32,7 @@ ONLY_LINEAR = (
 
 
 def run_audit(
-    config: RunConfig, name: str, request: Request, advance: Advance, *, records_named: bool = False
+    config: RunConfig, name: str, request: Request, advance: Advance, *, practice: Practice = SHIPPED
 ) -> Audit:
     """Attack the mechanism of a configuration, the records in it, and replay its private steps.
 
@@ -40,8 +41,7 @@ def run_audit(
         name: of the configuration, for the report.
         request: what is asked for.
         advance: told (what, done, to do).
-        records_named: whether record canaries or membership tests were asked for by name, so that a head that does not
-            allow them is refused and not passed over.
+        practice: how nodes work, for the replay; what is shipped.
 
     Raises:
         ConfigError: what is asked for cannot be done for this configuration.
@@ -50,8 +50,9 @@ def run_audit(
     began = perf_counter()
     check_heads(request, config.privacy.delta)
     subject = make_subject(config, lambda done, total: advance("features", done, total))
-    if records_named and not subject.has_linear_head:
-        raise ConfigError(f"{ONLY_LINEAR}, got {head_of(subject)}; leave out --canary and --method")
+    asked = request.named & {*record_bounds.CANARIES, *MEMBERSHIPS}
+    if asked and (why := no_records(subject)):
+        raise ConfigError(f"{why}; leave out {', '.join(sorted(asked))}")
     seed = config.federation.seed
     drawn = secrets.randbits(60) if seed is None else seed
     not_run: NotRun = {}
@@ -60,7 +61,7 @@ def run_audit(
     readings = reading_run.readings(subject, drawn) if subject.has_linear_head else ()
     if not readings:
         not_run["reconstruction"] = ONLY_LINEAR
-    checks = replay(config)
+    checks = replay(config, practice)
     return Audit(
         claim=subject.claim,
         bounds=bounds,
@@ -149,7 +150,7 @@ def gradient_bounds(
         threat,
         canaries=canaries_of(subject),
         nodes=subject.nodes,
-        seed=seed,
+        seed=None if seed is None else seed + 1,  # other draws than those that decide how many guesses to make
         steps_per_round=terms.steps_per_round,
     )
     one = Scored(threat, "gradient", scores[included], scores[~included], 1, perf_counter() - began)
@@ -163,12 +164,26 @@ def canaries_of(subject: Subject) -> int:
 
 
 def bound_methods(subject: Subject, request: Request, not_run: NotRun) -> tuple[str, ...]:
-    """The estimators that suit the mechanism."""
-    methods = request.bounds
-    if "gaussian-fit" in methods and subject.claim.sampling_rate < 1:
-        not_run["Gaussian fit"] = "scores of a mechanism that samples are no normals, so that its bounds would be wrong"
-        methods = tuple(name for name in methods if name != "gaussian-fit")
-    return methods
+    """The estimators that suit the mechanism.
+
+    Raises:
+        ConfigError: one that does not suit it was asked for by name.
+    """
+    unfit: dict[str, str] = {}
+    if subject.claim.sampling_rate < 1:
+        unfit["gaussian-fit"] = "scores of a mechanism that samples are not normal, so that its bounds would be wrong"
+    canaries, needed = canaries_of(subject), attack_bounds.canaries_needed(subject.claim.delta, request.confidence)
+    if canaries < needed:
+        unfit |= dict.fromkeys(
+            attack_bounds.ONE_HEAD,
+            f"one head holds as many canaries as it is given features, {canaries}, and {needed} are needed for bounds "
+            f"with {100 * (1 - ALARM_LEVEL):g} % confidence",
+        )
+    for name in (name for name in request.bounds if name in unfit):
+        if name in request.named:
+            raise ConfigError(f"--method {name} does not suit this configuration: {unfit[name]}; choose another")
+        not_run[name] = unfit[name]
+    return tuple(name for name in request.bounds if name not in unfit)
 
 
 def possible_threats(subject: Subject, request: Request, not_run: NotRun) -> tuple[Threat, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +65,13 @@ def open_place(path: Path, private_key: Path | None) -> Place:
             raise ConfigError(f"--report must name a file, but {file} is a folder; name another")
     if not path.parent.is_dir():
         raise ConfigError(f"--report must lie in a folder that is there, but {path.parent} is not; make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--report must lie in a folder that can be written, {path.parent} cannot; choose another")
-    return place
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            return place
+    except OSError as error:
+        raise ConfigError(
+            f"--report must lie in a folder that can be written, {path.parent} cannot ({error.strerror}); name another"
+        ) from error
 
 
 def write_report(audit: Audit, place: Place) -> None:
