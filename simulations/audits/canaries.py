@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from common.errors import ConfigError
 
 CLASSES = 2  # of the heads that gradient canaries are tried on
-_LENGTH = 1e6  # of a gradient canary's features, in clipping norms: its bias is a millionth of its gradient
+_LENGTH = 1e6  # of a gradient canary's features, in clipping norms and at least: its bias is a millionth of that
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def gradient_canaries(canaries: int, clipping_norm: float) -> Canaries:
 
     Each is alone on an axis of the features, and so long that its gradient is clipped wherever the head is; of two
     classes the slopes along the logits are equal and opposite, whatever the head is, so that the clipped gradient is
-    one fixed vector of length C: see ``direction``.
+    one fixed vector of length C: see ``along_canaries``.
 
     Args:
         canaries: how many; as many features will there be.
@@ -47,7 +47,7 @@ def gradient_canaries(canaries: int, clipping_norm: float) -> Canaries:
 
     Source: Nasr et al. 2023, arXiv:2302.07956 (Dirac gradient canaries).
     """
-    return Canaries(torch.eye(canaries) * (_LENGTH * clipping_norm), torch.zeros(canaries, dtype=torch.int64))
+    return Canaries(torch.eye(canaries) * _length(clipping_norm), torch.zeros(canaries, dtype=torch.int64))
 
 
 def along_canaries(weight: Tensor) -> Tensor:
@@ -57,7 +57,11 @@ def along_canaries(weight: Tensor) -> Tensor:
 
 def small_learning_rate(clipping_norm: float, noise_multiplier: float, steps: int, expected_batch: float) -> float:
     """A learning rate that leaves gradient canaries steep: their logits stay below about one."""
-    return expected_batch / (_LENGTH * clipping_norm**2 * steps * (1 + 3 * noise_multiplier))
+    return expected_batch / (_length(clipping_norm) * clipping_norm * steps * (1 + 3 * noise_multiplier))
+
+
+def _length(clipping_norm: float) -> float:
+    return _LENGTH * max(1.0, clipping_norm)
 
 
 def mislabelled(features: Tensor, targets: Tensor, classes: int, *, which: int = 0) -> Canaries:
