@@ -78,6 +78,7 @@ class Node:
         open_ledger: opens the budget of the data set.
         records: computes, or finds in the cache, the features that a model needs.
         randomness: for a round's sampling and noise, in this order.
+        own: the model with its backbone named as this node knows it; refuses one that nobody approved.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Node:
     open_ledger: Callable[[], AbstractContextManager[Ledger]]
     records: Callable[[ModelSpec], Records]
     randomness: Callable[[int], tuple[Randomness, Randomness]]
+    own: Callable[[ModelSpec], ModelSpec] = lambda model: model
 
 
 @contextmanager
@@ -120,9 +122,16 @@ def open_node(
     Raises:
         ConfigError: this is no simulation, and the operator has not set up a node here.
     """
-    run_folder = _simulation_folder(run_id)
+    run_folder, folder = _simulation_folder(run_id), places.node_folder()
+    if run_folder is None and folder is not None:
+        from client.own_node import open_own_node  # it is made of what is defined here
+
+        return open_own_node(folder)
     if run_folder is None:
-        raise ConfigError("expected a node set up by its operator, found none; simulate with `fedgraft simulate`")
+        raise ConfigError(
+            "expected a node set up by its operator, found none; set one up with `fedgraft node init`, or simulate "
+            "with `fedgraft simulate`"
+        )
     try:
         partition = int(str(node_config["partition-id"]))
     except (KeyError, ValueError):

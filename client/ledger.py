@@ -160,6 +160,24 @@ class Ledger:
                     "already; send nothing and reserve again to get the stored one"
                 )
 
+    def check_plan(self, plan: PrivacyPlan, run_id: str) -> None:
+        """Make sure that a plan fits to its last round, without charging anything.
+
+        Raises:
+            PrivacyError: the cap would be passed, or delta or unit are not the ledger's.
+        """
+        with _sentences(self._path):
+            self._balance.extend(fetch_entries(self._connection, self._balance.position))
+        self._check_terms(plan)
+        after = self._balance.with_plan(plan, run_id)
+        if not after.epsilon <= self._balance.epsilon_cap:
+            raise BudgetSpentError(
+                f"the privacy budget of data set {self._balance.dataset_id!r} must stay within epsilon "
+                f"{self._balance.epsilon_cap:g}, but the {plan.terms.rounds} rounds of this plan would make it "
+                f"{after.epsilon:.4g} ({after.accountant}); ask the server for a shorter plan or more noise, or have "
+                "the operator raise the cap"
+            )
+
     def statement(self) -> Statement:
         """Say what was spent, other processes' charges included."""
         with _sentences(self._path):

@@ -23,6 +23,7 @@ class Policy:
         min_noise_multiplier: plans with less noise are refused.
         max_clipping_norm: plans with a larger clipping norm are refused.
         backbones: SHA-256 digests of the backbones that may be used; None allows all.
+        partial: whether a plan that passes ``max_epsilon`` is joined, until the last round that fits.
     """
 
     max_epsilon: float
@@ -32,6 +33,7 @@ class Policy:
     min_noise_multiplier: float = 0.0
     max_clipping_norm: float = math.inf
     backbones: frozenset[str] | None = None
+    partial: bool = False
 
     def accept(self, offer: Offer, declared_size: int) -> PrivacyPlan:
         """Check an offer against the policy and make this node's plan of it, before any record is read.

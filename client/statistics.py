@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ def release_statistics(task: StatisticsTask, node: Node) -> Statistics:
         ConfigError: the task means other classes, or another backbone, than the node's.
     """
     plan = _accept(task, node)
+    task = replace(task, offer=replace(task.offer, model=node.own(task.offer.model)))
     model = task.offer.model
     size = packed_size(task.sketch.width, model.task, len(model.classes))
     with node.open_ledger() as ledger:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -27,8 +29,11 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
         PrivacyError: the offer is weaker than the node's policy.
         ConfigError: it means other classes than the node's.
     """
-    _accept(offer, node)
-    make_head(offer.model)  # cut, head and what of it is trained
+    own, plan = _accept(offer, node)
+    make_head(own.model)  # cut, head and what of it is trained
+    if not node.policy.partial:
+        with node.open_ledger() as ledger:
+            ledger.check_plan(plan, offer.run_id)
     return egress.release_hello(node.name, node.declared_size)
 
 
@@ -44,7 +49,8 @@ def train_round(task: TrainTask, node: Node) -> Update:
         ProtocolError: the plan has no such round.
         ConfigError: the task means other classes, or another backbone, than the node's.
     """
-    plan = _accept(task.offer, node)
+    offer, plan = _accept(task.offer, node)
+    task = replace(task, offer=offer)
     if not 1 <= task.round <= plan.terms.rounds:
         raise ProtocolError(f"expected a round from 1 to {plan.terms.rounds}, got {task.round}; refuse the message")
     module = trained_head(task.offer.model, task.head)  # one that does not fit is refused before anything is paid
@@ -108,20 +114,21 @@ def evaluate(task: EvaluateTask, node: Node) -> Metrics:
         ConfigError: the task means other classes than the node's.
     """
     egress.release_metrics(0.0, node.policy.metrics, simulated=node.simulated)
-    _accept(task.offer, node)
-    records = node.records(task.offer.model)
-    head = trained_head(task.offer.model, task.head)
-    scores = task_named(task.offer.model.task).score(head, *records.everything())
+    model = _accept(task.offer, node)[0].model
+    records = node.records(model)
+    head = trained_head(model, task.head)
+    scores = task_named(model.task).score(head, *records.everything())
     return egress.release_metrics(scores.accuracy, node.policy.metrics, simulated=node.simulated)
 
 
-def _accept(offer: Offer, node: Node) -> PrivacyPlan:
-    """Make the plan of an offer, or refuse it, from public constants only.
+def _accept(offer: Offer, node: Node) -> tuple[Offer, PrivacyPlan]:
+    """The offer as this node knows its backbone, and the plan of it; or refuse it, from public constants only.
 
     The classes are compared because a head too narrow for a label fails just where a record has that label: the
     failure would be an un-noised answer about the records.
     """
     plan = node.policy.accept(offer, node.declared_size)
+    offer = replace(offer, model=node.own(offer.model))
     check_backbone(offer.model)
     if offer.model.task != node.task:
         raise ConfigError(
@@ -133,4 +140,4 @@ def _accept(offer: Offer, node: Node) -> PrivacyPlan:
             f"expected the {len(node.classes)} classes of this node's data, the server's model has "
             f"{len(offer.model.classes)}, or other names or another order; agree on one class list"
         )
-    return plan
+    return offer, plan

@@ -9,6 +9,7 @@ from pathlib import Path
 from common.errors import ConfigError
 
 RUN_FOLDER = "FEDGRAFT_RUN_FOLDER"
+NODE_FOLDER = "FEDGRAFT_NODE"
 CACHE = "FEDGRAFT_CACHE"
 CACHE_GIB = "FEDGRAFT_CACHE_GIB"
 DEFAULT_CACHE_GIB = 50.0
@@ -45,3 +46,12 @@ def run_folder(run_id: int) -> Path:
     if folder := os.environ.get(RUN_FOLDER):
         return Path(folder)
     return cache_folder() / "runs" / f"flwr-{run_id}"
+
+
+def node_folder() -> Path | None:
+    """The folder of the real node that this process works for, ``$FEDGRAFT_NODE``; None where it works for none.
+
+    The variable is inherited from the operator's own command; no message can set it.
+    """
+    folder = os.environ.get(NODE_FOLDER)
+    return Path(folder) if folder else None

@@ -128,7 +128,8 @@ class InProcessGrid(Grid):
             yield some
 
     def _fork(self) -> None:
-        """Start the workers: late, so that they have all that was loaded, but before this process opens a ledger."""
+        """Start the workers: late, so that they have all that was loaded, and with no ledger open in this process."""
+        self._ledgers.close()
         while len(self._workers) < self._wanted:
             self._workers.append(Worker(self._play_serialised, self._ledgers.close, self._workers))
 

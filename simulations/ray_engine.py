@@ -23,11 +23,11 @@ from pathlib import Path
 import tomli_w
 
 from common import errors
+from common.bundle import assemble
 from common.config import RunConfig, to_flat
 from common.errors import ConfigError, FederationError
 from common.places import RUN_FOLDER
 from server.run_folder import FAILURE
-from simulations.bundle import assemble
 from simulations.keeper import ENDED
 
 LOG = "flower.log"

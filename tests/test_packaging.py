@@ -21,11 +21,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from common.bundle import assemble, up_to_date, update_pyproject
 from common.config import default_flat, dump_toml
 from common.data import load_source
 from common.errors import ConfigError
 from common.places import CACHE
-from simulations.bundle import assemble, up_to_date, update_pyproject
 from tests.federations import small_config
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def test_the_wheel_carries_its_licence(wheel):
 
 def test_the_bundle_is_the_same_from_a_checkout_and_from_a_wheel(wheel, tmp_path):
     assemble(tmp_path / "checkout")
-    script = "import sys, pathlib, simulations.bundle as b; b.assemble(pathlib.Path(sys.argv[1])); print(b.__file__)"
+    script = "import sys, pathlib, common.bundle as b; b.assemble(pathlib.Path(sys.argv[1])); print(b.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "wheel")],
         env={"PYTHONPATH": str(wheel)},
@@ -107,7 +107,7 @@ def test_flower_accepts_the_bundle_and_it_is_the_same_each_time(tmp_path):
 
 
 def test_the_generated_part_of_pyproject_is_up_to_date():
-    assert up_to_date(PYPROJECT) == PYPROJECT, "run: python -m simulations.bundle --update-pyproject"
+    assert up_to_date(PYPROJECT) == PYPROJECT, "run: python -m common.bundle --update-pyproject"
 
 
 def test_flower_knows_every_configuration_key():

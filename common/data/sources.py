@@ -51,12 +51,15 @@ def load_source(
     Raises:
         ConfigError: nothing there, unreadable, not as described, fewer than two classes, or a class without example.
     """
-    data = _load(source, keys, root, unreadable)
+    data = read_source(source, keys, root, unreadable)
     require_every_class(data)
     return data
 
 
-def _load(source: str, keys: Mapping[str, str], root: Path, unreadable: list[Unreadable] | None) -> LocalData:
+def read_source(
+    source: str, keys: Mapping[str, str], root: Path, unreadable: list[Unreadable] | None = None
+) -> LocalData:
+    """Read all records as ``load_source`` does, though there be but one class, or none of an example."""
     path = root / Path(source).expanduser()
     if source in BUILT_IN:
         _refuse_keys(keys, source)

@@ -104,8 +104,13 @@ class Balance:
 
     def with_round(self, plan: PrivacyPlan, run_id: str) -> Spent:
         """Epsilon spent if one more round of ``plan`` were charged."""
-        instance = Instance(plan.digest, run_id)
-        return spent_by({**self.plans, instance: plan}, {**self.rounds, instance: self.rounds.get(instance, 0) + 1})
+        return self._with_rounds(plan, run_id, self.rounds.get(Instance(plan.digest, run_id), 0) + 1)
+
+    def with_plan(self, plan: PrivacyPlan, run_id: str) -> Spent:
+        """Epsilon spent if ``plan`` were charged to its last round."""
+        return self._with_rounds(
+            plan, run_id, max(self.rounds.get(Instance(plan.digest, run_id), 0), plan.terms.rounds)
+        )
 
     def spent(self) -> Spent:
         """Epsilon spent so far."""
@@ -135,6 +140,10 @@ class Balance:
     def unit(self) -> str | None:
         """The unit of all plans (one ledger never mixes them), None before the first."""
         return next((plan.terms.unit for plan in self.plans.values()), None)
+
+    def _with_rounds(self, plan: PrivacyPlan, run_id: str, rounds: int) -> Spent:
+        instance = Instance(plan.digest, run_id)
+        return spent_by({**self.plans, instance: plan}, {**self.rounds, instance: rounds})
 
     def _non_adaptive(self, spent: Spent) -> float:
         if spent.accountant == "PLD":

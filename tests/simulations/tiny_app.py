@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tomli_w
 
+from common.bundle import flower_app
 from common.config import RunConfig
-from simulations.bundle import flower_app
 
 NODES = 2
 SERVER = """

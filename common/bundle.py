@@ -4,7 +4,7 @@ It holds the sources of `common`, `client` and `server`, a licence and a ``pypro
 It is the same from a checkout and from an installed wheel.
 
 Example:
-    python -m simulations.bundle --update-pyproject    rewrites the generated part of a checkout's pyproject.toml
+    python -m common.bundle --update-pyproject    rewrites the generated part of a checkout's pyproject.toml
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common.config import default_flat
 from common.errors import ConfigError
 
 PACKAGES = ("common", "client", "server")
-MARK = "# Everything below is written by `python -m simulations.bundle --update-pyproject` and checked by a test.\n"
+MARK = "# Everything below is written by `python -m common.bundle --update-pyproject` and checked by a test.\n"
 
 
 def flower_app() -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Rewrite ``pyproject.toml`` of the working folder."""
     if arguments != ["--update-pyproject"]:
-        print("usage: python -m simulations.bundle --update-pyproject", file=sys.stderr)
+        print("usage: python -m common.bundle --update-pyproject", file=sys.stderr)
         return 2
     changed = update_pyproject(Path("pyproject.toml"))
     print("pyproject.toml is", "rewritten" if changed else "up to date")

@@ -1,0 +1,90 @@
+"""Flower's SuperNode, letting no app in that the operator has not approved, and looking for messages more often.
+
+Usage: ``python -m client.supernode FOLDER`` and then the arguments of ``flower-supernode``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from flwr.supercore.fab import Fab
+from flwr.supernode import start_client_internal as flower
+
+from client.approvals import read_approvals
+from common.errors import ConfigError
+
+POLL_S = 0.2
+GET_FAB = 4  # its place among what Flower's connection gives
+
+command = importlib.import_module("flwr.supernode.cli.flower_supernode")  # the package hides it behind its function
+log = logging.getLogger("fedgraft.node")
+
+
+def approved_only(get_fab: Callable[[str, int], Fab], folder: Path) -> Callable[[str, int], Fab]:
+    """Fetch app bundles, and mark those that the operator of a node's folder approved as verified.
+
+    Flower answers a message whose bundle is not verified with an error, and runs nothing of it.
+    """
+
+    def fetch(fab_hash: str, run_id: int) -> Fab:
+        fab = get_fab(fab_hash, run_id)
+        digest = hashlib.sha256(fab.content).hexdigest()
+        known = digest == fab.hash_str == fab_hash and digest in read_approvals(folder).apps
+        if not known:
+            log.warning(
+                "refused the app with SHA-256 %s: nobody approved it on this node; look at it, then run "
+                "`fedgraft node approve app %s`",
+                digest,
+                digest,
+            )
+        return replace(fab, verifications={"valid_license": "approved"} if known else {})
+
+    return fetch
+
+
+def patch(folder: Path) -> None:
+    """Put the approval, and the shorter wait, into Flower's loop (flwr is pinned for it)."""
+    connect = flower._init_connection
+
+    @contextmanager
+    def connected(*arguments: Any, **options: Any) -> Iterator[tuple[Any, ...]]:
+        with connect(*arguments, **options) as parts:
+            given: list[Any] = list(parts)
+            given[GET_FAB] = approved_only(given[GET_FAB], folder)
+            yield tuple(given)
+
+    start = command.start_client_internal
+
+    def start_with_approvals(**options: Any) -> None:
+        start(**{**options, "trusted_entities": {"operator": "of this node"}})
+
+    for module, name, value in (
+        (flower, "_init_connection", connected),
+        (flower, "_verify_fab", lambda fab, _: "valid_license" in fab.verifications),
+        (flower, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))),
+        (command, "start_client_internal", start_with_approvals),
+    ):
+        if not hasattr(module, name):
+            raise ConfigError(f"expected flwr 1.39, whose SuperNode has {name}; install the release's own constraints")
+        setattr(module, name, value)
+
+
+def main() -> None:
+    """Run a SuperNode for a node's folder."""
+    folder = Path(sys.argv.pop(1))
+    patch(folder)
+    command.flower_supernode()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""A real node: what its operator decided holds, whatever a server sends."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from PIL import Image
+
+import client.app
+from client.approvals import APPROVALS, Approvals, keep_approvals, read_approvals
+from client.home import Node, open_node
+from client.node_config import NODE_TOML, load_node_config
+from client.own_node import open_own_node
+from client.training import accept_offer, train_round
+from common import places, wire
+from common.backbones.controls import load_reference
+from common.config import to_flat
+from common.data import load_source
+from common.errors import BudgetSpentError, ConfigError, FederationError, PrivacyError
+from common.messages import Hello, Offer, Reason, Refusal, TrainTask, Update
+from common.privacy.accountant import epsilon_by_round
+from common.privacy.entries import read_entries
+from common.privacy.noise import SystemRandomness
+from common.privacy.statement import statement_of
+from simulations.engine import task_identity
+from tests.federations import small_config, small_offer, small_task
+
+CONFIG = """
+[node]
+name = "st-mary"
+
+[server]
+address = "coordinator.example.org:9092"
+
+[data]
+id = "st-mary-digits"
+source = "records"
+declared_size = 60
+classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+
+[privacy]
+max_epsilon = 8.0
+delta = 1e-5
+"""
+
+Configure = Callable[..., Path]
+
+
+@pytest.fixture
+def node_folder(tmp_path: Path) -> Path:
+    """A node with 60 digits of the classes 0 to 5, and ``pixels/8`` approved."""
+    folder = tmp_path / "node"
+    folder.mkdir()
+    digits = load_source("digits")
+    for number in range(60):
+        label = number % 6
+        place = folder / "records" / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        image = digits.inputs[np.flatnonzero(digits.labels == label)[number // 6]]
+        Image.fromarray(np.asarray(image)).save(place / f"{number}.png")
+    (folder / NODE_TOML).write_text(CONFIG)
+    keep_approvals(folder, Approvals().with_backbone(load_reference("pixels/8").digest, "pixels/8"))
+    return folder
+
+
+@pytest.fixture
+def node(node_folder: Path) -> Node:
+    return open_own_node(node_folder)
+
+
+def configure(folder: Path, before: str, after: str) -> None:
+    text = (folder / NODE_TOML).read_text()
+    assert before in text
+    (folder / NODE_TOML).write_text(text.replace(before, after))
+
+
+def test_a_round_is_trained_paid_durably_and_noised_by_the_operating_system(node_folder: Path, node: Node) -> None:
+    assert accept_offer(small_offer(), node) == Hello("st-mary", 60)
+    update = train_round(small_task(), node)
+    assert isinstance(update, Update)
+    assert all(isinstance(source, SystemRandomness) for source in node.randomness(1))
+    path = node_folder / "ledgers" / "st-mary-digits.sqlite"
+    entries = read_entries(path)
+    assert all("at" in entry.body for entry in entries)
+    statement = statement_of(entries)
+    assert statement.epsilon == epsilon_by_round(small_offer().terms)[1]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_repeated_message_is_answered_with_the_stored_bytes(node_folder: Path, node: Node) -> None:
+    first = train_round(small_task(), node)
+    again = train_round(small_task(), open_own_node(node_folder))
+    assert all(torch.equal(first.head[name], again.head[name]) for name in first.head)
+
+
+def test_classes_without_a_record_here_keep_their_place(node: Node) -> None:
+    assert node.classes == tuple("0123456789")
+    targets = node.records(small_offer().model).targets
+    assert sorted(set(targets.tolist())) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_backbone_is_the_operators_own_whatever_the_server_calls_it(node_folder: Path, node: Node) -> None:
+    offer = small_offer()
+    named = offer.model.model_copy(update={"backbone": "module/antigravity:fly"})
+    assert accept_offer(Offer(offer.run_id, named, offer.terms), node) == Hello("st-mary", 60)
+    task = small_task()
+    train_round(TrainTask(Offer(offer.run_id, named, offer.terms), 1, task.head, task.learning_rate), node)
+
+
+def test_a_backbone_that_nobody_approved_is_refused_before_anything_is_loaded(node_folder: Path) -> None:
+    (node_folder / APPROVALS).unlink()
+    with pytest.raises(PrivacyError, match="is not approved on this node"):
+        accept_offer(small_offer(), open_own_node(node_folder))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("max_epsilon = 8.0", "max_epsilon = 2.0", "the 3 rounds of this plan would make it"),
+        ("delta = 1e-5", "delta = 1e-6", "accounts at delta 1e-06"),
+        ("delta = 1e-5", "delta = 1e-5\nmin_noise_multiplier = 3", "noise multiplier of at least 3"),
+        ("delta = 1e-5", "delta = 1e-5\nmax_clipping_norm = 0.5", "clipping norm of at most 0.5"),
+    ],
+)
+def test_a_plan_weaker_than_the_operators_is_refused_at_the_offer(
+    before: str, after: str, words: str, node_folder: Path
+) -> None:
+    configure(node_folder, before, after)
+    with pytest.raises(PrivacyError, match=words):
+        accept_offer(small_offer(noise_multiplier=0.9, rounds=3), open_own_node(node_folder))
+
+
+def test_a_partial_node_joins_a_plan_that_is_too_long_until_the_last_round_that_fits(node_folder: Path) -> None:
+    terms = small_offer(noise_multiplier=0.9, rounds=3).terms
+    table = epsilon_by_round(terms)
+    cap = (table[2] + table[3]) / 2
+    configure(node_folder, "max_epsilon = 8.0", f"max_epsilon = {cap}\npartial = true")
+    node = open_own_node(node_folder)
+    assert isinstance(accept_offer(small_offer(noise_multiplier=0.9, rounds=3), node), Hello)
+    for round_ in (1, 2):
+        train_round(small_task(round_, noise_multiplier=0.9, rounds=3), node)
+    with pytest.raises(BudgetSpentError):
+        train_round(small_task(3, noise_multiplier=0.9, rounds=3), node)
+    with node.open_ledger() as ledger:
+        assert ledger.statement().epsilon == table[2]
+
+
+def test_what_was_paid_counts_for_every_later_run(node_folder: Path, node: Node) -> None:
+    for round_ in (1, 2, 3):
+        train_round(small_task(round_, noise_multiplier=0.9), node)
+    with node.open_ledger() as ledger:
+        spent = ledger.statement().epsilon
+    configure(node_folder, "max_epsilon = 8.0", f"max_epsilon = {spent * 1.05}")
+    offer = small_offer(noise_multiplier=0.9)
+    with pytest.raises(BudgetSpentError):
+        accept_offer(Offer("run-2", offer.model, offer.terms), open_own_node(node_folder))
+    assert isinstance(accept_offer(offer, open_own_node(node_folder)), Hello)  # the run that has paid already
+
+
+def test_exact_metrics_never_leave(node: Node) -> None:
+    from client.training import evaluate
+    from common.messages import EvaluateTask
+
+    with pytest.raises(PrivacyError, match="lets no exact metric out"):
+        evaluate(EvaluateTask(small_offer(), small_task().head), node)
+
+
+@pytest.fixture
+def as_own_node(node_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv(places.NODE_FOLDER, str(node_folder))
+    with task_identity():
+        yield node_folder
+
+
+def ask(content: RecordDict, kind: str) -> Message:
+    config = to_flat(small_config())
+    return client.app.app(Message(content, 2, kind), Context(1, 2, {"partition-id": 0}, RecordDict(), config))
+
+
+def test_the_apps_answer_for_the_node_of_this_process_whatever_configuration_is_received(as_own_node: Path) -> None:
+    task = small_task()
+    config = wire.encode_task(task.offer, task.learning_rate)
+    assert wire.decode_reply(ask(RecordDict({wire.CONFIG: config}), wire.QUERY_HELLO)) == Hello("st-mary", 60)
+    config[wire.ROUND] = 1
+    reply = ask(RecordDict({wire.CONFIG: config, wire.ARRAYS: wire.encode_head(task.head)}), "train")
+    assert isinstance(wire.decode_reply(reply), Update)
+
+
+def test_a_refusal_leaves_one_word(as_own_node: Path) -> None:
+    (as_own_node / APPROVALS).unlink()
+    reply = ask(RecordDict({wire.CONFIG: wire.encode_task(small_offer())}), wire.QUERY_HELLO)
+    assert wire.decode_reply(reply) == Refusal(Reason.POLICY)
+
+
+def test_a_message_cannot_make_a_real_node_a_simulated_one(as_own_node: Path) -> None:
+    node = open_node(1, to_flat(small_config(federation={"seed": 3})), {"partition-id": 0})
+    assert not node.simulated
+    assert isinstance(node.randomness(1)[1], SystemRandomness)
+    assert wire.decode_reply(ask(RecordDict({wire.CONFIG: ConfigRecord({})}), "evaluate")) == Refusal(Reason.PROTOCOL)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("[privacy]", "[privcy]", r"did you mean \[privacy\]"),
+        ("max_epsilon", "max_epsilom", "did you mean privacy.max_epsilon"),
+        ("delta = 1e-5", "delta = 0.5", r"at most 1 / data.declared_size"),
+        ('"coordinator.example.org:9092"', '"coordinator"', 'server.address: expected "host:port"'),
+        ('"9"]', '"9", "0"]', "expected every class once"),
+        ('"9"]', '"9"', "expected TOML"),
+        ("[data]", "[data]\nkeys = {labls = 'x'}", "expected only the keys"),
+        ("declared_size = 60", "declared_size = 0", "data.declared_size: expected a whole number"),
+        ('name = "st-mary"', 'name = "st mary"', "node.name: expected a name of letters"),
+    ],
+)
+def test_a_configuration_with_a_mistake_is_refused_in_a_sentence(
+    before: str, after: str, words: str, node_folder: Path
+) -> None:
+    configure(node_folder, before, after)
+    with pytest.raises(ConfigError, match=words):
+        load_node_config(node_folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / NODE_TOML).unlink(), "run `fedgraft node init` first"),
+        (lambda folder: (folder / APPROVALS).write_text("{"), "remove it and approve again"),
+        (lambda folder: (folder / "records" / "5").rename(folder / "records" / "ten"), "expected only the classes"),
+        (lambda folder: (folder / "records").rename(folder / "elsewhere"), "there is nothing at"),
+    ],
+)
+def test_a_node_that_cannot_be_opened_says_why(spoil: Callable[[Path], Any], words: str, node_folder: Path) -> None:
+    spoil(node_folder)
+    with pytest.raises(FederationError, match=words):
+        open_own_node(node_folder)
+
+
+def test_approvals_are_kept(node_folder: Path) -> None:
+    digest = "ab" * 32
+    keep_approvals(node_folder, read_approvals(node_folder).with_app(digest, "fedgraft 1.0"))
+    assert read_approvals(node_folder).apps == {digest: "fedgraft 1.0"}
+    assert json.loads((node_folder / APPROVALS).read_text())["backbones"]
+    assert stat.S_IMODE((node_folder / APPROVALS).stat().st_mode) == 0o600
