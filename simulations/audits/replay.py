@@ -100,7 +100,7 @@ def builtin_replay(practice: Practice = SHIPPED) -> tuple[Finding, ...]:
 
 
 def builtin_specimen() -> Specimen:
-    """A linear head on four features, three classes, eight records whose gradients are larger than C."""
+    """A linear head on four features, three classes and eight records; the gradients of half of them exceed C."""
     reference = "pixels/2"
     model = ModelSpec(
         backbone=reference,
@@ -116,11 +116,11 @@ def builtin_specimen() -> Specimen:
         sampling_rate=0.5,
         rounds=4,
         steps_per_round=1,
-        clipping_norm=0.5,
+        clipping_norm=2.0,
         noise_multiplier=1.5,
         delta=1e-5,
     )
-    features = 2 * torch.randn((8, 4), generator=torch.Generator().manual_seed(0))
+    features = torch.randn((8, 4), generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 8)[:, None]
     return Specimen("linear", make_head(model), Offer("audit", model, terms), features, torch.arange(8) % 3, 20)
 
 
