@@ -1,0 +1,200 @@
+"""Keeps a few programs running until it is told to stop: starts them, restarts what ends, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from common.errors import ConfigError
+
+PID_FILE = "pid"
+LOGS = "logs"
+LONGEST_WAIT_S = 15.0
+HEALTHY_S = 60.0
+GRACE_S = 10.0
+POLL_S = 0.1
+LOG_BYTES = 10_000_000
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program to keep running.
+
+    Attributes:
+        name: of its log file.
+        command: program and arguments.
+        environment: all of it.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(repr=False)
+
+
+@dataclass
+class _Running:
+    program: Program
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
+    wait_s: float = 0.5
+    due: float = 0.0
+
+
+def supervise(programs: Sequence[Program], folder: Path, said: Callable[[str], None]) -> None:
+    """Keep programs running until SIGTERM or SIGINT; their output goes to ``logs/`` in the folder.
+
+    A program that ends is started again, after a wait that doubles up to 15 s; Flower refuses a SuperNode that comes
+    back within about 50 s of a hard end, so that a few attempts may fail.
+
+    Args:
+        programs: started in this order, and ended in the opposite one.
+        folder: of the node or the coordinator; one supervisor at a time.
+        said: is told, in a line each, what happens.
+
+    Raises:
+        ConfigError: another supervisor is at work in the folder, or a program cannot be started at all.
+    """
+    (folder / LOGS).mkdir(mode=0o700, exist_ok=True)
+    with _alone(folder), _until_told() as told:
+        running = [_Running(program) for program in programs]
+        try:
+            while not told():
+                for one in running:
+                    _keep(one, folder, said)
+                time.sleep(POLL_S)
+        finally:
+            for one in reversed(running):
+                _end(one)
+    said("stopped")
+
+
+def supervisor_of(folder: Path) -> int | None:
+    """The process id of the supervisor at work in a folder, None where there is none."""
+    try:
+        with (folder / PID_FILE).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read())
+    except (FileNotFoundError, ValueError):
+        pass
+    return None
+
+
+def stop_supervisor(folder: Path, timeout_s: float = 2 * GRACE_S) -> bool:
+    """Tell the supervisor in a folder to stop, and wait for its end; False where there was none.
+
+    Raises:
+        ConfigError: it did not end in time.
+    """
+    process = supervisor_of(folder)
+    if process is None:
+        return False
+    os.kill(process, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while supervisor_of(folder) is not None:
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"expected process {process} to stop within {timeout_s:g} s, it is still there; look at it"
+            )
+        time.sleep(POLL_S)
+    return True
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, however it ends (Linux)."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it ended just now
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _keep(one: _Running, folder: Path, said: Callable[[str], None]) -> None:
+    now = time.monotonic()
+    if one.process is None:
+        if now >= one.due:
+            one.process, one.began = _start(one.program, folder), now
+        return
+    status = one.process.poll()
+    if status is None:
+        return
+    one.wait_s = 0.5 if now - one.began > HEALTHY_S else min(2 * one.wait_s, LONGEST_WAIT_S)
+    one.process, one.due = None, now + one.wait_s
+    said(
+        f"{one.program.name} ended with status {status}, starts again in {one.wait_s:g} s; see "
+        f"{folder / LOGS / one.program.name}.log"
+    )
+
+
+def _start(program: Program, folder: Path) -> subprocess.Popen[bytes]:
+    log = folder / LOGS / f"{program.name}.log"
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+    try:
+        return subprocess.Popen(
+            list(program.command),
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            env=dict(program.environment),
+            cwd=folder,
+            start_new_session=True,  # Ctrl-C is for the supervisor, which ends them in order
+        )
+    except OSError as error:
+        raise ConfigError(f"could not start {program.command[0]}: {error.strerror}; reinstall fedgraft") from error
+    finally:
+        os.close(descriptor)
+
+
+def _end(one: _Running) -> None:
+    if one.process is None:
+        return
+    one.process.terminate()
+    try:
+        one.process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        one.process.kill()
+        one.process.wait()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / PID_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"expected to be alone in {folder}, it is started already; stop it first") from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _until_told() -> Iterator[Callable[[], bool]]:
+    """Whether a signal asked to stop; the handlers of before come back afterwards."""
+    told: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        told.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(told)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

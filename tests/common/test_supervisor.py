@@ -1,0 +1,83 @@
+"""The supervisor: restarts what ends, ends what it started, and is alone in its folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.errors import ConfigError
+from common.supervisor import stop_supervisor, supervisor_of
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from common.supervisor import Program, supervise
+nap = "from common.supervisor import end_with_parent as e; e(); import time; print(1, flush=True); time.sleep(99)"
+sleep = [sys.executable, "-c", nap]
+once = [sys.executable, "-c", "print('once')"]
+programs = [Program("sleeper", sleep, os.environ), Program("once", once, os.environ)]
+supervise(programs, Path(sys.argv[1]), lambda line: print(line, flush=True))
+"""
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True)
+    until(lambda: supervisor_of(folder) == process.pid)
+    until(lambda: (folder / "logs" / "sleeper.log").exists() and bool((folder / "logs" / "sleeper.log").read_text()))
+    return process
+
+
+def test_it_restarts_what_ends_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = started(tmp_path)
+    until(lambda: (tmp_path / "logs" / "once.log").read_text().count("once") >= 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert stop_supervisor(tmp_path)
+    said, _ = process.communicate(timeout=30)
+    assert "once ended with status 0, starts again in 1 s" in said
+    assert said.endswith("stopped\n")
+    assert not any(child.is_running() for child in children)
+    assert supervisor_of(tmp_path) is None
+    assert not stop_supervisor(tmp_path)
+
+
+def test_its_children_end_though_it_be_killed(tmp_path: Path) -> None:
+    process = started(tmp_path)
+    (sleeper,) = [child for child in psutil.Process(process.pid).children() if "sleep(99)" in str(child.cmdline())]
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    until(lambda: not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE)
+    assert supervisor_of(tmp_path) is None
+
+
+def test_there_is_one_supervisor_in_a_folder(tmp_path: Path) -> None:
+    from common.supervisor import supervise
+
+    process = started(tmp_path)
+    try:
+        with pytest.raises(ConfigError, match="started already"):
+            supervise([], tmp_path, print)
+    finally:
+        stop_supervisor(tmp_path)
+        process.communicate(timeout=30)
+
+
+def test_a_program_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    from common.supervisor import Program, supervise
+
+    with pytest.raises(ConfigError, match="could not start"):
+        supervise([Program("none", [str(tmp_path / "none")], {})], tmp_path, print)
