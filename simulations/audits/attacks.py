@@ -102,6 +102,7 @@ def attack_in_one_run(
     canaries: int,
     nodes: int,
     seed: int | None,
+    heads: int = 1,
     steps_per_round: int = 1,
     way: Way = "at once",
 ) -> tuple[Vector, NDArray[np.bool_]]:
@@ -113,24 +114,25 @@ def attack_in_one_run(
         canaries: how many; a linear head holds as many as it has features.
         nodes: of the federation.
         seed: of coins, sampling and noise; None takes the operating system's generator.
+        heads: several are one run with so many times the canaries: the mechanism that trains them all.
         steps_per_round: local steps between two heads that the server sees.
         way: "head by head" trains by ``client.training``.
 
     Returns:
-        Log-likelihood ratios, shape (canaries,), and which canaries took part.
+        Log-likelihood ratios, shape (heads * canaries,), and which canaries took part.
 
     Raises:
         ConfigError: as ``view_of``.
     """
     view = view_of(claim, threat, nodes, steps_per_round)
     rounds = claim.steps // steps_per_round
-    included = randomness(seed, "coins").bernoulli(canaries, 0.5)
+    included = randomness(seed, "coins").bernoulli(heads * canaries, 0.5).reshape(heads, canaries)
     seen = (
-        _released_head_by_head(claim, threat, included[None, :], canaries, nodes, rounds, seed)
+        _released_head_by_head(claim, threat, included, canaries, nodes, rounds, seed)
         if way == "head by head"
-        else _released_at_once(claim, threat, included[None, :], nodes, rounds, seed)
+        else _released_at_once(claim, threat, included, nodes, rounds, seed)
     )
-    return log_likelihood_ratio(seen, claim.sampling_rate, view).sum(axis=1)[0], included
+    return log_likelihood_ratio(seen, claim.sampling_rate, view).sum(axis=1).ravel(), included.ravel()
 
 
 def log_likelihood_ratio(seen: Vector, sampling_rate: float, view: View) -> Vector:

@@ -17,6 +17,7 @@ from common.errors import ConfigError
 from simulations.audits.findings import Vector
 from simulations.audits.trade_offs import Family, TradeOff
 
+PAST_BEST = 0.75  # a plan stops at a number of guesses that shows so little of what fewer show
 _CEILING = 30.0  # of epsilon
 
 
@@ -159,6 +160,8 @@ def plan_guesses(expected: Vector, canaries: int, delta: float, confidence: floa
             else one_run_fdp(correct, guesses, canaries, family, confidence)
         )
         best, most = (guesses, bound) if bound > most else (best, most)
+        if 0 < bound < PAST_BEST * most:  # more guesses are less sure, and take longer to try
+            break
     return best
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from common.errors import ConfigError
 
-BENCHMARKS = ("accuracy", "rounds", "defaults", "tasks", "heads", "head_defaults", "rank", "shadows")
+BENCHMARKS = ("accuracy", "rounds", "defaults", "tasks", "heads", "head_defaults", "rank", "shadows", "audits")
 
 
 def main(names: list[str]) -> None:
