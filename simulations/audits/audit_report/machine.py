@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulations.audits.audit_report import words
 from simulations.audits.audit_report.audit import ALARM_LEVEL, Audit, Bound, MembershipTest
@@ -15,6 +16,7 @@ from simulations.audits.findings import THREATS, Vector
 
 FORMAT = "fedgraft audit 1"
 BINS = 40
+POINTS = 400  # of a curve
 
 
 def to_dict(audit: Audit, *, scores: bool = True) -> dict[str, Any]:
@@ -99,13 +101,14 @@ def membership(test: MembershipTest) -> dict[str, Any]:
     """Return one membership test; of single records only a histogram."""
     found = test.found
     known = found.vulnerability[np.isfinite(found.vulnerability)]
+    points = thinned(found.false_positive_rates)
     counts, edges = np.histogram(known, bins=BINS)
     return {
         "method": found.method,
         "threat": test.threat,
         "private": test.private,
-        "false_positive_rates": short(found.false_positive_rates),
-        "true_positive_rates": short(found.true_positive_rates),
+        "false_positive_rates": short(found.false_positive_rates[points]),
+        "true_positive_rates": short(found.true_positive_rates[points]),
         "area": found.area,
         "true_positive_rate_at": {f"{rate:g}": value for rate, value in found.true_positive_rate_at.items()},
         "vulnerability": {"counts": [int(count) for count in counts], "edges": short(edges)},
@@ -113,6 +116,13 @@ def membership(test: MembershipTest) -> dict[str, Any]:
         "heads": found.heads,
         "seconds": round(found.seconds, 3),
     }
+
+
+def thinned(rates: Vector) -> NDArray[np.int64]:
+    """Return indices of at most ``POINTS`` points of a curve, denser where rates are small; the ends are among them."""
+    wanted = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, POINTS - 2)])
+    places = np.searchsorted(rates, wanted, side="right") - 1
+    return np.unique(np.concatenate([np.maximum(places, 0), [0, len(rates) - 1]]))
 
 
 def origin(audit: Audit) -> dict[str, Any]:

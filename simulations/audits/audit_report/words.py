@@ -24,13 +24,13 @@ CANARIES = {
     "gradient": "worst-case gradient",
     "mislabelled": "mislabelled record",
     "out-of-distribution": "out-of-distribution record",
-    "records": "the federation's own records",
+    "records": "the node's oddest own record",
 }
 SHORT_CANARIES = {
     "gradient": "gradient",
     "mislabelled": "mislabelled",
     "out-of-distribution": "out of distr.",
-    "records": "own records",
+    "records": "own record",
 }
 NO_BETTER = "That no attack of ours does better does not prove that none can."
 NO_PROOF = (
