@@ -55,7 +55,7 @@ class FeaturePass:
         """
         self.preprocessing, self.precision = backbone.preprocessing, precision
         self.device, self.batch = device(), batch_size(backbone.preprocessing, precision)
-        trunk = fold_norms(copy.deepcopy(Trunk(backbone, cut)), _examples(backbone.preprocessing))
+        trunk = fold_norms(Trunk(backbone, cut), _examples(backbone.preprocessing))
         self._trunk: nn.Module = _cast(trunk, precision).to(self.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -29,14 +29,12 @@ def fold_norms(trunk: Trunk, examples: Activations | None) -> Trunk:
         examples: preprocessed records to try it out on; None folds nothing.
 
     Returns:
-        The copy, or the trunk itself where nothing can be folded.
+        The copy; a mere copy where nothing can be folded.
     """
-    if examples is None:
-        return trunk
     folded = copy.deepcopy(trunk)
-    if not _fold(folded):
-        return trunk
-    return folded if largest_deviation(trunk, folded, examples) <= EXACT_ENOUGH else trunk
+    if examples is None or not _fold(folded):
+        return copy.deepcopy(trunk)
+    return folded if largest_deviation(trunk, folded, examples) <= EXACT_ENOUGH else copy.deepcopy(trunk)
 
 
 @torch.inference_mode()
