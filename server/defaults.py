@@ -1,18 +1,19 @@
 """Learning rate and clipping norm where the configuration says "auto": rules that look at public constants only.
 
-How they were found, and how well they do: docs/decisions/0003-default-step.md and
-``python -m simulations.benchmarks.defaults``.
+How they were found, and how well they do: docs/decisions/0003-default-step.md, for heads other than linear ones
+docs/decisions/0007-heads.md; ``python -m simulations.benchmarks`` with ``defaults`` and ``head_defaults``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.privacy.plan import PrivacyTerms
 
 LARGEST_STEP = 2.0
-NOISE_TOLERATED = 4.4
+NOISE_TOLERATED: Mapping[str, float] = {"linear": 4.4, "mlp": 13.2, "upper": 4.4}
+"""By kind of head. Most of an MLP's parameters lie below its hidden units, where the same noise does less harm."""
 
 
 def default_clipping_norm(features: int) -> float:
@@ -28,25 +29,31 @@ def default_clipping_norm(features: int) -> float:
 
 
 def default_learning_rate(
-    terms: PrivacyTerms, parameters: int, sizes: Sequence[int], weights: Sequence[float], cohort: int | None
+    terms: PrivacyTerms,
+    parameters: int,
+    sizes: Sequence[int],
+    weights: Sequence[float],
+    cohort: int | None,
+    head: str = "linear",
 ) -> float:
     """Learning rate of the local steps.
 
     A step moves the head by at most k = learning rate x clipping norm, while the aggregated noise moves it by
     k x nu; nu = noise multiplier x sqrt(parameters) x the length of (weight / expected batch) over a round's nodes.
-    Over T steps that noise adds up to k x nu x sqrt(T), which the rule keeps at ``NOISE_TOLERATED``.
+    Over T steps that noise adds up to k x nu x sqrt(T), which the rule keeps at the head's ``NOISE_TOLERATED``.
 
     Args:
         terms: noise multiplier, clipping norm, sampling rate and number of steps.
-        parameters: of the head.
+        parameters: of the head, those that are trained.
         sizes: declared size of each node.
         weights: what each node's update counts, same order; any scale.
         cohort: nodes of a round; None is all.
+        head: its kind, out of ``common.heads.HEADS``.
     """
     nodes = len(sizes)
     share = 1.0 if cohort is None else min(1.0, cohort / nodes)
     total = sum(weights) * share
     squares = share * sum((w / total / (terms.sampling_rate * n)) ** 2 for w, n in zip(weights, sizes, strict=True))
     noise = terms.noise_multiplier * math.sqrt(parameters * squares)
-    step = min(LARGEST_STEP, NOISE_TOLERATED / (noise * math.sqrt(terms.steps)))
+    step = min(LARGEST_STEP, NOISE_TOLERATED[head] / (noise * math.sqrt(terms.steps)))
     return step / terms.clipping_norm
