@@ -8,7 +8,18 @@ from importlib import import_module
 
 from common.errors import ConfigError
 
-BENCHMARKS = ("accuracy", "rounds", "defaults", "tasks", "heads", "head_defaults", "rank", "shadows", "audits")
+BENCHMARKS = (
+    "accuracy",
+    "rounds",
+    "defaults",
+    "tasks",
+    "heads",
+    "head_defaults",
+    "rank",
+    "shadows",
+    "audits",
+    "features",
+)
 
 
 def main(names: list[str]) -> None:
