@@ -50,8 +50,13 @@ def view_of(claim: Claim, threat: Threat, nodes: int, steps_per_round: int = 1) 
         raise ConfigError(f"the attacker {threat!r} needs more nodes, got {nodes}; a peer is a second node")
     if steps_per_round < 1 or claim.steps % steps_per_round:
         raise ConfigError(f"expected rounds that divide {claim.steps} steps, got {steps_per_round} steps a round")
-    noises = {"server": 1, "peer": nodes - 1, "model": nodes}[threat]
-    return View(claim.steps if threat == "model" else steps_per_round, claim.noise_multiplier * noises**0.5)
+    deviation = claim.noise_multiplier * noises_met(threat, nodes) ** 0.5
+    return View(claim.steps if threat == "model" else steps_per_round, deviation)
+
+
+def noises_met(threat: Threat, nodes: int) -> int:
+    """Of how many nodes the noise lies on what an attacker sees."""
+    return {"server": 1, "peer": nodes - 1, "model": nodes}[threat]
 
 
 def attack_gradient(
@@ -75,7 +80,7 @@ def attack_gradient(
         parameters: of the head, at least 4; they matter to "head by head" alone.
         seed: of sampling and noise; None takes the operating system's generator, as a deployed node does.
         steps_per_round: local steps between two heads that the server sees.
-        way: "head by head" trains by ``client.training``, some thousand steps a second.
+        way: "head by head" trains by ``client.training``, some hundred steps a second.
 
     Returns:
         Log-likelihood ratios of the heads with the canary, shape (heads // 2,), and of those without.
@@ -177,7 +182,7 @@ def _released_at_once(
 ) -> Vector:
     """What the attacker sees in each round, shape (H, R, m); for the final head R is 1."""
     heads, canaries = included.shape
-    noises = {"server": 1, "peer": nodes - 1, "model": nodes}[threat]
+    noises = noises_met(threat, nodes)
     chunk = max(1, AT_ONCE // (noises * claim.steps * canaries * 2))
     parts = []
     for first in range(0, heads, chunk):

@@ -16,6 +16,7 @@ from simulations.audits.trade_offs import Family, TradeOff, approximate_family
 
 NUISANCE = 0.02  # of the error allowed goes to the range of the false positive rate
 CELLS = 200
+AT_ONCE = 2**21  # outcomes
 _TAIL = 1e-13
 
 
@@ -98,9 +99,11 @@ class Evidence:
 def _needed(hits: int, trues: int, alarms: int, falses: int, counts: Vector, merit: Merit) -> Vector:
     """The fewest hits that are as much evidence, at each count of alarms; ``trues + 1`` where none are."""
     seen = float(merit(np.array([float(hits)]), trues, np.array([float(alarms)]), falses)[0])
-    every = np.arange(trues + 1.0)
-    reached = merit(every[:, None], trues, counts[None, :], falses) >= seen - 1e-9  # (hits, alarms)
-    fewest = np.where(reached.any(axis=0), reached.argmax(axis=0), trues + 1)
+    every, parts = np.arange(trues + 1.0), max(1, len(counts) * (trues + 1) // AT_ONCE)
+    fewest = np.empty(len(counts))
+    for own in np.array_split(np.arange(len(counts)), parts):
+        reached = merit(every[:, None], trues, counts[None, own], falses) >= seen - 1e-9  # (hits, alarms)
+        fewest[own] = np.where(reached.any(axis=0), reached.argmax(axis=0), trues + 1)
     return np.asarray(np.minimum.accumulate(fewest[::-1])[::-1], np.float64)
 
 
