@@ -9,10 +9,12 @@ Example:
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,18 @@ def assemble(folder: Path) -> Path:
     durable.write_bytes(folder / "LICENSE", licence.encode())
     durable.write_bytes(folder / "pyproject.toml", tomli_w.dumps(metadata).encode())
     return folder
+
+
+def app_digest() -> str:
+    """SHA-256 of the app bundle that this installation makes; the same wherever the same release is installed.
+
+    Raises:
+        ConfigError: as ``assemble``.
+    """
+    from flwr.cli.build import build_fab_from_disk  # it takes a second
+
+    with tempfile.TemporaryDirectory() as folder:
+        return hashlib.sha256(build_fab_from_disk(assemble(Path(folder) / "app"))).hexdigest()
 
 
 def update_pyproject(path: Path) -> bool:

@@ -85,6 +85,10 @@ class FederationConfig(_Section):
         "declared", description="What a node's update counts: the same for all, or its declared number of records."
     )
 
+    round_timeout_s: _Positive = Field(
+        600.0, description="Seconds that a round waits for its nodes before it goes on without them; real nodes only."
+    )
+
     @field_validator("server_learning_rate", "server_momentum")
     @classmethod
     def _has_a_server_optimiser(cls, value: float | None, info: ValidationInfo) -> float | None:

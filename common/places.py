@@ -10,6 +10,7 @@ from common.errors import ConfigError
 
 RUN_FOLDER = "FEDGRAFT_RUN_FOLDER"
 NODE_FOLDER = "FEDGRAFT_NODE"
+SERVER_FOLDER = "FEDGRAFT_SERVER"
 CACHE = "FEDGRAFT_CACHE"
 CACHE_GIB = "FEDGRAFT_CACHE_GIB"
 DEFAULT_CACHE_GIB = 50.0
@@ -55,3 +56,21 @@ def node_folder() -> Path | None:
     """
     folder = os.environ.get(NODE_FOLDER)
     return Path(folder) if folder else None
+
+
+def server_folder() -> Path | None:
+    """The folder of the coordinator that this process works for, ``$FEDGRAFT_SERVER``; None where it works for none."""
+    folder = os.environ.get(SERVER_FOLDER)
+    return Path(folder) if folder else None
+
+
+def home_folder(named: Path | None, variable: str, usual: str) -> Path:
+    """The folder that an operator's command works in.
+
+    Args:
+        named: by an option.
+        variable: of the environment, which names it otherwise.
+        usual: its name in the user's home, where neither does.
+    """
+    folder = named or os.environ.get(variable)
+    return Path(folder).expanduser().resolve() if folder else Path.home() / usual

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
 
 from common import durable
 from common.config import RunConfig, from_flat
+from common.data.federation import held_by_server
 from common.errors import FederationError
 from common.messages import EvaluateTask
 from server.aggregation import build_strategy
 from server.checkpoints import RunStore
 from server.coordinator import propose
 from server.link import Link
+from server.outcome import conclude
 from server.rounds import run_rounds
-from server.run_folder import FAILURE, expected_nodes, keep_config, run_folder, run_identity
+from server.run_folder import FAILURE, expected_nodes, keep_config, named_nodes, run_folder, run_identity
 
 app = ServerApp()
 
@@ -29,10 +33,35 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = from_flat(context.run_config)
         keep_config(folder, config)
-        run(config, grid, folder, expected_nodes(context))
+        named = named_nodes(folder)
+        if named is None:
+            run(config, grid, folder, expected_nodes(context))
+        else:
+            run_deployed(config, grid, folder, named)
     except FederationError as error:
         durable.write_json(folder / FAILURE, {"kind": type(error).__name__, "message": str(error)})
         raise
+
+
+def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int, str]) -> None:
+    """Run, or continue, a federation of real nodes, and save the model.
+
+    Args:
+        config: of the run; its data are the coordinator's own, public test records.
+        grid: Flower's link to the nodes.
+        folder: the run folder; exists.
+        named: nodes that the run may reach, Flower's id to name.
+
+    Raises:
+        FederationError: as the parts raise it; what was saved stays.
+    """
+    federation = held_by_server(config)
+    proposal = propose(config, run_identity(folder), federation)
+    plan = replace(proposal.plan, nodes=len(named))
+    link = Link(grid, named=named, timeout_s=config.federation.round_timeout_s)
+    store = RunStore(folder, plan.offer.run_id)
+    final = run_rounds(plan, link, strategy_of(config), store, proposal.start, proposal.evaluate, proposal.watch)
+    conclude(folder, config, federation, replace(proposal, plan=plan), final)
 
 
 def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -> None:
@@ -49,15 +78,20 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
     """
     proposal = propose(config, run_identity(folder))
     plan = proposal.plan if nodes is None else replace(proposal.plan, nodes=nodes)
-    federation = config.federation
-    strategy = build_strategy(
-        federation.strategy,
-        server_learning_rate=federation.server_learning_rate,
-        server_momentum=federation.server_momentum,
-        proximal_mu=federation.proximal_mu,
-    )
+    strategy = strategy_of(config)
     link, store = Link(grid), RunStore(folder, plan.offer.run_id)
     final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch)
     if config.evaluation.node_metrics == "exact":
         accuracies = link.accuracies(EvaluateTask(plan.offer, final.head))
         durable.write_json(folder / "node_metrics.json", accuracies)
+
+
+def strategy_of(config: RunConfig) -> FedAvg:
+    """The configured strategy, fresh."""
+    federation = config.federation
+    return build_strategy(
+        federation.strategy,
+        server_learning_rate=federation.server_learning_rate,
+        server_momentum=federation.server_momentum,
+        proximal_mu=federation.proximal_mu,
+    )

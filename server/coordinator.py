@@ -46,18 +46,19 @@ class Proposal:
     watch: Mapping[str, Evaluate]
 
 
-def propose(config: RunConfig, run_id: str) -> Proposal:
+def propose(config: RunConfig, run_id: str, federation: Federation | None = None) -> Proposal:
     """Work out what a run will do.
 
     Args:
         config: of the run.
         run_id: ours, the same after a resume.
+        federation: the records that the server knows of; None assembles those of a simulation.
 
     Raises:
         ConfigError: data, backbone or cut are not usable.
         PrivacyError: the privacy section asks for a promise that cannot be kept.
     """
-    federation = assemble(config)
+    federation = federation or assemble(config)
     check_unit(config, federation)
     model = model_spec(config, federation.data)
     start = make_head(model, seed=config.federation.seed or 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,7 @@ from common.messages import EvaluateTask, Hello, Metrics, Offer, Reason, Refusal
 from common.noised_moments import StatisticsTask, packed_size
 
 JOIN_TIMEOUT_S = 120.0
+POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,35 @@ class Link:
         grid: Flower's.
         members: by node name, in name order; filled by ``offer``.
         refused: node name or id to the reason of its refusal.
+        named: nodes that a deployed run may reach, Flower's id to the name it was registered by; None reaches all.
+        timeout_s: how long a question waits for its answers; None waits for ever, for nodes that cannot be lost.
     """
 
     grid: Grid
     members: dict[str, Member] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    named: Mapping[int, str] | None = None
+    timeout_s: float | None = None
+
+    def connected(self) -> list[int]:
+        """Flower's ids of the nodes that are there, and that this run may reach."""
+        return [node for node in self.grid.get_node_ids() if self.named is None or node in self.named]
 
     def offer(self, offer: Offer) -> None:
-        """Offer model and privacy terms to every node, and remember who accepts.
+        """Offer model and privacy terms to every node that has not answered yet, and remember who accepts.
 
         Raises:
             ProtocolError: two nodes have one name.
         """
         content = RecordDict({wire.CONFIG: wire.encode_task(offer)})
-        found = []
-        for node_id, reply in self._ask(self.grid.get_node_ids(), content, wire.QUERY_HELLO).items():
-            if isinstance(reply, Hello) and reply.declared_size > 0 and reply.name:
+        known = {member.node_id for member in self.members.values()}
+        asked = [node for node in self.connected() if node not in known and self._name(node) not in self.refused]
+        found = list(self.members.values())
+        for node_id, reply in self._ask(asked, content, wire.QUERY_HELLO).items():
+            if isinstance(reply, Hello) and reply.declared_size > 0 and self._is_named(node_id, reply.name):
                 found.append(Member(reply.name, node_id, reply.declared_size))
             else:
-                self.refused[str(node_id)] = _reason(reply)
+                self.refused[self._name(node_id)] = _reason(reply)
         names = [member.name for member in found]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -90,8 +102,10 @@ class Link:
             ProtocolError: they are not, in time.
         """
         deadline = time.monotonic() + timeout_s
-        while (connected := len(list(self.grid.get_node_ids()))) < nodes:
+        while (connected := len(self.connected())) < nodes:
             if time.monotonic() > deadline:
+                if self.named is not None and connected:
+                    return  # the others may come later
                 raise ProtocolError(
                     f"expected {nodes} nodes (federation.nodes), {connected} connected within {timeout_s:g} s; start "
                     "the others, or lower federation.nodes"
@@ -108,7 +122,7 @@ class Link:
         updates: dict[str, Message] = {}
         asked = list(messages)
         failed = {name_of[message.metadata.dst_node_id]: "no reply" for message in asked}
-        for message in self.grid.send_and_receive(asked):
+        for message in self._exchange(asked):
             name = name_of[message.metadata.src_node_id]
             reply = _decode(message)
             if isinstance(reply, Update) and _shapes(reply.head) == _shapes(head):
@@ -151,7 +165,27 @@ class Link:
 
     def _ask(self, node_ids: Iterable[int], content: RecordDict, kind: str) -> dict[int, Reply]:
         messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in node_ids]
-        return {message.metadata.src_node_id: _decode(message) for message in self.grid.send_and_receive(messages)}
+        return {message.metadata.src_node_id: _decode(message) for message in self._exchange(messages)}
+
+    def _exchange(self, messages: list[Message]) -> Iterator[Message]:
+        """Send messages and give out the replies as they come, until all are there or the time is over."""
+        waiting = set(self.grid.push_messages(messages))
+        deadline = math.inf if self.timeout_s is None else time.monotonic() + self.timeout_s
+        while waiting:
+            for reply in self.grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
+            if time.monotonic() > deadline:
+                return
+            if waiting:
+                time.sleep(POLL_S)
+
+    def _name(self, node_id: int) -> str:
+        return str(node_id) if self.named is None else self.named[node_id]
+
+    def _is_named(self, node_id: int, name: str) -> bool:
+        """Whether a node calls itself what it was registered as."""
+        return bool(name) and (self.named is None or self.named[node_id] == name)
 
 
 class CohortView(Grid):

@@ -91,6 +91,8 @@ def run_rounds(
     _check_members(link, plan)
     plan = replace(plan, learning_rate=learning_rate(plan, link.members.values(), state.head))
     while state.round < plan.rounds and not out_of_patience(store, plan.patience):
+        if link.named is not None:
+            link.offer(plan.offer)  # to those that have come since
         state = run_round(state, plan, link, strategy, evaluate, watch)
         store.save(state)
     return state

@@ -11,10 +11,12 @@ from flwr.app import Context
 from common import durable, places
 from common.config import RunConfig, config_digest, dump_toml, load_config
 from common.errors import ConfigError
+from server.place import folder_of_run
 
 CONFIG = "config.toml"
 FAILURE = "failure.json"
 IDENTITY = "run.json"
+NODES = "nodes.json"
 
 
 def run_folder(context: Context) -> Path:
@@ -23,10 +25,27 @@ def run_folder(context: Context) -> Path:
     Args:
         context: of the ServerApp; an in-process engine names the folder in its ``node_config``.
     """
-    own = context.node_config.get("run-folder")
+    own, home = context.node_config.get("run-folder"), places.server_folder()
+    if own is None and home is not None:
+        return folder_of_run(home, context.run_id)
     folder = Path(str(own)) if own else places.run_folder(context.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def named_nodes(folder: Path) -> dict[int, str] | None:
+    """The nodes that a deployed run may reach, Flower's id to name; None in simulations, which reach all.
+
+    Raises:
+        ConfigError: the file that lists them is damaged.
+    """
+    path = folder / NODES
+    if not path.exists():
+        return None
+    try:
+        return {int(node_id): str(name) for name, node_id in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"expected the nodes of a run in {path}, got a damaged file; submit the run anew") from error
 
 
 def expected_nodes(context: Context) -> int | None:

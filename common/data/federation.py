@@ -65,6 +65,21 @@ def assemble(config: RunConfig) -> Federation:
     )
 
 
+def held_by_server(config: RunConfig) -> Federation:
+    """The coordinator's own records, by which it judges the head of real nodes: for the test, and to watch training.
+
+    Raises:
+        ConfigError: the source cannot be read or divided as asked.
+    """
+    section = config.data
+    data = _load(section.source, tuple(sorted(section.keys.items())))
+    test, validation = np.arange(len(data), dtype=np.int64), np.empty(0, dtype=np.int64)
+    if section.validation_fraction > 0:
+        undivided = replace(data, split=None)
+        test, validation = hold_out(undivided, section.validation_fraction, config.federation.seed or 0)
+    return Federation(data, test, validation, {})
+
+
 @lru_cache(maxsize=8)
 def source_features(
     federation: Federation, backbone: str, cut: str | None, precision: Precision = "float32"

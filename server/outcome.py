@@ -1,0 +1,128 @@
+"""What a run of real nodes leaves: its model, a card, and ``result.json``; from what the server saw, no ledger."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+from common import durable
+from common.config import BASELINES, RunConfig
+from common.data.federation import Federation
+from common.features import cached_backbone
+from common.model import classifier_width
+from common.model_folder import ModelFacts, save_model
+from common.privacy.accountant import epsilon_by_round
+from server.checkpoints import Checkpoint, read_lines
+from server.coordinator import Proposal
+
+RESULT, ROUNDS, MODEL = "result.json", "rounds.jsonl", "model"
+_VERSIONS = ("fedgraft", "flwr", "torch", "opacus", "dp-accounting", "numpy")
+
+
+def conclude(folder: Path, config: RunConfig, federation: Federation, proposal: Proposal, final: Checkpoint) -> None:
+    """Write result and model of a run that has come to its end.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        federation: the server's own records.
+        proposal: of the run.
+        final: the state after the last round.
+    """
+    model, data = proposal.plan.offer.model, federation.data
+    result = _result(folder, config, federation, proposal, final)
+    facts = ModelFacts(
+        model=model,
+        features=classifier_width(model),
+        modality=data.modality,
+        columns=data.columns,
+        keys=config.data.keys,
+        privacy=result["privacy"],
+    )
+    save_model(folder / MODEL, facts, final.head, _card(result))
+    durable.write_json(folder / RESULT, result)
+
+
+def _result(
+    folder: Path, config: RunConfig, federation: Federation, proposal: Proposal, final: Checkpoint
+) -> dict[str, Any]:
+    offer, lines = proposal.plan.offer, read_lines(folder / ROUNDS)
+    scores, backbone = proposal.evaluate(final.head), cached_backbone(offer.model.backbone)
+    loss = scores.loss if math.isfinite(scores.loss) else None
+    return {
+        "accuracy": {"federated": scores.accuracy, **dict.fromkeys(BASELINES)},
+        "metrics": {"loss": loss, **scores.metrics(federation.data.classes)},
+        "privacy": _privacy(config, proposal, final),
+        "bytes": {"per_round_per_node": _bytes_a_node(lines), "backbone_once": 0},
+        "timing_s": {"features": None, "rounds": sum(line["seconds"] for line in lines), "total": None},
+        "rounds": final.round,
+        "rounds_planned": proposal.plan.rounds,
+        "nodes": len(final.participation),
+        "node_names": sorted(final.participation),
+        "seed": None,
+        "versions": {
+            **{name: importlib.metadata.version(name) for name in _VERSIONS},
+            "python": platform.python_version(),
+        },
+        "learning_rate": lines[-1]["learning_rate"] if lines else None,
+        "backbone": {
+            "name": backbone.name,
+            "digest": backbone.digest,
+            "cut": offer.model.cut,
+            "licence": backbone.licence,
+            "trained_on": backbone.trained_on,
+        },
+        "head": offer.model.head,
+        "engine": "deployed",
+        "data": {"classes": list(federation.data.classes), "task": offer.model.task, "test": len(federation.test)},
+    }
+
+
+def _privacy(config: RunConfig, proposal: Proposal, final: Checkpoint) -> dict[str, Any]:
+    """What this run spent at each node as far as the server knows; the nodes' ledgers hold what they ever spent."""
+    terms = proposal.plan.offer.terms
+    table = epsilon_by_round(terms)
+    return {
+        "unit": terms.unit,
+        "delta": terms.delta,
+        "epsilon_per_node": {name: table[rounds] for name, rounds in sorted(final.participation.items())},
+        "epsilon_budget": config.privacy.epsilon,
+        "noise_multiplier": terms.noise_multiplier,
+        "sampling_rate": terms.sampling_rate,
+        "steps": terms.steps,
+        "clipping_norm": terms.clipping_norm,
+        "accountant": "PLD, this run alone",
+        "trust": terms.trust,
+        "relation": terms.relation,
+        "noise_source": "system",
+        "epsilon_is_guarantee": True,
+    }
+
+
+def _bytes_a_node(lines: list[dict[str, Any]]) -> float | None:
+    rounds = [(line["bytes_down"] + line["bytes_up"]) / max(1, line["nodes"]) for line in lines]
+    return sum(rounds) / len(rounds) if rounds else None
+
+
+def _card(result: dict[str, Any]) -> str:
+    privacy, backbone, data = result["privacy"], result["backbone"], result["data"]
+    return f"""# Model card
+
+A {result["head"]} head on the frozen backbone `{backbone["name"]}`, cut after `{backbone["cut"]}`, trained by
+{result["nodes"]} nodes in {result["rounds"]} rounds.
+
+- Accuracy on {data["test"]} records of the coordinator's own: {result["accuracy"]["federated"]:.4f}
+
+## Privacy
+
+This run spent at most epsilon {max(privacy["epsilon_per_node"].values()):.3f} at delta {privacy["delta"]:g} at each
+node, unit: one {privacy["unit"]}, trust model: {privacy["trust"]}; noise multiplier {privacy["noise_multiplier"]:.4g},
+clipping norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}. Sampling and noise came from
+the nodes' operating systems. What a node spent before, and on other runs, is in its own ledger and adds to this.
+
+The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and is licensed under
+{backbone["licence"]}; its digest is `{backbone["digest"]}`.
+"""

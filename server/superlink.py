@@ -1,0 +1,40 @@
+"""Flower's SuperLink as a program that ends with the supervisor that started it.
+
+Usage: ``python -m server.superlink`` and then the arguments of ``flower-superlink``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from flwr.superlink.cli import flower_superlink
+
+from common.supervisor import Program, end_with_parent
+from server.place import Place
+
+
+def programs(place: Place) -> list[Program]:
+    """What a coordinator keeps running: the SuperLink, and the warm process that server apps are forked from."""
+    files, config = place.certificates, place.config
+    control, environment = f"127.0.0.1:{config.control_port}", place.environment()
+    tls = [
+        "--ssl-ca-certfile",
+        str(files.ca),
+        "--ssl-certfile",
+        str(files.server),
+        "--ssl-keyfile",
+        str(files.server_key),
+    ]
+    link = [*tls, "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(config.control_port)]
+    link += ["--fleet-api-address", f"{config.bind}:{config.port}", "--database", str(place.folder / "state.db")]
+    link += ["--disable-runtime-dependency-installation", "--isolation", "process"]
+    apps = ["--runtime-api-address", control, "--root-certificates", str(files.ca)]
+    return [
+        Program("superlink", [sys.executable, "-m", "server.superlink", *link], environment),
+        Program("apps", [sys.executable, "-m", "common.warm_executor", *apps], environment),
+    ]
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    flower_superlink()
