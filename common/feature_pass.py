@@ -29,8 +29,8 @@ Precision = Literal["float32", "bfloat16"]
 """In which numbers convolutions and matrix products are computed; features are always stored in float32."""
 
 MOST_RECORDS, FEWEST_RECORDS, TEXTS = 64, 8, 16  # of a batch
-INPUT_BYTES = 2**21  # of a batch of images or sounds: what it becomes in the network must fit a core's share of cache
-EXAMPLES = 4  # made-up records that folding is tried out on
+INPUT_BYTES = 3 * 2**20  # of a batch: what becomes of it in the network must fit a core's share of the cache
+EXAMPLES = 2  # made-up records that folding is tried out on
 
 Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
 

@@ -29,7 +29,7 @@ from common.places import cache_bytes, cache_folder
 from common.segments import Segments, as_keys, make_room, mark_used, write_segment
 
 TRIES = 3  # of finding in the cache what was just written there
-FORMAT = 3  # counts up when the way of computing features changes their bits
+FORMAT = 4  # counts up when the way of computing features changes their bits
 
 Progress = Callable[[int, int], None]
 
