@@ -18,7 +18,7 @@ from simulations.audits.trade_offs import Family, sampled_gaussian_family, with_
 from simulations.audits.two_sample import two_sample
 
 MANY_HEADS = ("clopper-pearson", "two-sample", "two-sample-fdp", "gaussian-fit")
-ONE_HEAD = ("one-run", "one-run-fdp")
+ONE_RUN = ("one-run", "one-run-fdp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Scored:
 
 
 def canaries_needed(delta: float, confidence: float) -> int:
-    """The least number of canaries on one head from which right guesses alone show something, for an alarm as well."""
+    """The least number of canaries in one run from which right guesses alone show something, for an alarm as well."""
     sure = max(confidence, 1 - ALARM_LEVEL)
     return next(count for count in range(1, 100_000) if one_run_p_value(count, count, count, 0.0, delta) <= 1 - sure)
 
@@ -77,7 +77,7 @@ def many_heads(scored: Scored, methods: Sequence[str], claim: Claim, confidence:
     return found
 
 
-def one_head(
+def one_run_bounds(
     scored: Scored,
     included: NDArray[np.bool_],
     scores: Vector,
@@ -87,7 +87,7 @@ def one_head(
     confidence: float,
     family: Family,
 ) -> list[Bound]:
-    """Bound epsilon by the guesses on one head's many canaries, with every method of ``ONE_HEAD`` that is asked for.
+    """Bound epsilon by the guesses on the many canaries of one run, with every method of ``ONE_RUN`` that is asked for.
 
     Args:
         scored: of the attack.
@@ -100,7 +100,7 @@ def one_head(
         family: see ``family_of``.
     """
     found = []
-    for method in (name for name in ONE_HEAD if name in methods):
+    for method in (name for name in ONE_RUN if name in methods):
         began = perf_counter()
         values = [
             _guessed(method, included, scores, expected, claim, level, family)

@@ -6,8 +6,6 @@ import secrets
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
-import numpy as np
-
 from common.config import RunConfig
 from common.errors import ConfigError
 from simulations.audits import attack_bounds, membership_run, reading_run, record_bounds
@@ -25,6 +23,9 @@ Advance = Callable[[str, int, int], None]
 NotRun = dict[str, str]
 
 MOST_RECORDS = 20_000
+MOST_CANARIES = 256  # in one head
+ONE_RUN_SHARE = 10  # for so many heads with one canary, one with many
+EXPECTED = 20_000  # canaries by which the number of guesses is chosen beforehand
 ONLY_LINEAR = (
     'attacks with records train hundreds of heads at once, and do so for head "linear" with one class a record only; '
     "gradient canaries attack the mechanism of any head"
@@ -128,7 +129,7 @@ def gradient_bounds(
     seed: int | None,
     family: Family,
 ) -> Iterator[Bound]:
-    """Bound epsilon by gradient canaries for one attacker: many heads with one canary, and one head with many."""
+    """Bound epsilon by gradient canaries for one attacker: many heads with one canary, and fewer heads with many."""
     claim, terms = subject.claim, subject.terms
     began = perf_counter()
     inside, outside = attack_gradient(
@@ -142,25 +143,38 @@ def gradient_bounds(
     )
     scored = Scored(threat, "gradient", inside, outside, 2 * (request.heads // 2), perf_counter() - began)
     yield from attack_bounds.many_heads(scored, methods, claim, request.confidence, family)
-    if not set(methods) & set(attack_bounds.ONE_HEAD):
+    if not set(methods) & set(attack_bounds.ONE_RUN):
         return
-    began = perf_counter()
+    began, heads = perf_counter(), one_run_heads(request)
     scores, included = attack_in_one_run(
         claim,
         threat,
         canaries=canaries_of(subject),
         nodes=subject.nodes,
-        seed=None if seed is None else seed + 1,  # other draws than those that decide how many guesses to make
+        seed=seed,
+        heads=heads,
         steps_per_round=terms.steps_per_round,
     )
-    one = Scored(threat, "gradient", scores[included], scores[~included], 1, perf_counter() - began)
-    expected = np.concatenate([inside, outside])
-    yield from attack_bounds.one_head(one, included, scores, expected, methods, claim, request.confidence, family)
+    one = Scored(threat, "gradient", scores[included], scores[~included], heads, perf_counter() - began)
+    expected, _ = attack_in_one_run(
+        claim,
+        threat,
+        canaries=EXPECTED,
+        nodes=subject.nodes,
+        seed=None if seed is None else seed + 1,  # the number of guesses is fixed by other draws
+        steps_per_round=terms.steps_per_round,
+    )
+    yield from attack_bounds.one_run_bounds(one, included, scores, expected, methods, claim, request.confidence, family)
+
+
+def one_run_heads(request: Request) -> int:
+    """How many heads with many canaries each are trained, which count as one run with all canaries."""
+    return max(1, request.heads // ONE_RUN_SHARE)
 
 
 def canaries_of(subject: Subject) -> int:
-    """How many canaries at right angles one head holds: as many as it has features."""
-    return int(subject.ready.features.shape[1])
+    """How many canaries at right angles are put into one head: it holds as many as it has features."""
+    return min(int(subject.ready.features.shape[1]), MOST_CANARIES)
 
 
 def bound_methods(subject: Subject, request: Request, not_run: NotRun) -> tuple[str, ...]:
@@ -172,12 +186,13 @@ def bound_methods(subject: Subject, request: Request, not_run: NotRun) -> tuple[
     unfit: dict[str, str] = {}
     if subject.claim.sampling_rate < 1:
         unfit["gaussian-fit"] = "scores of a mechanism that samples are not normal, so that its bounds would be wrong"
-    canaries, needed = canaries_of(subject), attack_bounds.canaries_needed(subject.claim.delta, request.confidence)
-    if canaries < needed:
+    heads, canaries = one_run_heads(request), canaries_of(subject)
+    needed = attack_bounds.canaries_needed(subject.claim.delta, request.confidence)
+    if heads * canaries < needed:
         unfit |= dict.fromkeys(
-            attack_bounds.ONE_HEAD,
-            f"one head holds as many canaries as it is given features, {canaries}, and {needed} are needed for bounds "
-            f"with {100 * (1 - ALARM_LEVEL):g} % confidence",
+            attack_bounds.ONE_RUN,
+            f"a head holds as many canaries as it is given features, {canaries}, so there are {heads * canaries} of "
+            f"them with {request.heads} --heads, and {needed} are needed for {100 * (1 - ALARM_LEVEL):g} % confidence",
         )
     for name in (name for name in request.bounds if name in unfit):
         if name in request.named:

@@ -21,8 +21,8 @@ audit.command(
     "export", epilog="Example: fedgraft audit export runs/first/ledgers/node-000.sqlite --out node-000.export.json"
 )(ledger_cli.export)
 audit.command(
-    "attack", epilog="Example: fedgraft audit attack simulations/configs/digits.toml --report runs/digits-audit.html"
+    "attack", epilog="Example: fedgraft audit attack simulations/configs/digits.toml --report digits-audit.html"
 )(attack_cli.attack)
-audit.command("verify", epilog="Example: fedgraft audit verify runs/digits-audit.json --key auditor.pub")(
+audit.command("verify", epilog="Example: fedgraft audit verify digits-audit.json --key auditor.pub")(
     attack_cli.verify
 )

@@ -50,7 +50,8 @@ class LowerBound:
     Attributes:
         threat: who attacks.
         canary: what is inserted, or not: ``"gradient"``, ``"mislabelled"``, ``"out-of-distribution"``, ``"records"``.
-        method: ``"clopper-pearson"``, ``"gaussian-fit"``, ``"one-run"`` or ``"one-run-fdp"``.
+        method: ``"clopper-pearson"``, ``"gaussian-fit"``, ``"two-sample"``, ``"two-sample-fdp"``, ``"one-run"`` or
+            ``"one-run-fdp"``.
         epsilon: lower confidence bound at ``delta``, >= 0.
         estimate: the point estimate; None where the method has none.
         delta: at which both hold.

@@ -142,8 +142,8 @@ def test_methods_that_do_not_suit_the_mechanism_are_left_out_or_refused_when_nam
 
 def test_one_run_needs_features_enough(tmp_path, capsys):
     path = write(tmp_path, small_config(model={"backbone": "pixels/2"}, privacy={"sampling_rate": 1.0}))
-    said = refusal(capsys, path, "--method", "one-run", "--threat", "server")
-    assert "as many canaries as it is given features, 4, and 14 are needed" in said
+    said = refusal(capsys, path, "--method", "one-run", "--threat", "server", "--heads", "32")
+    assert "given features, 4, so there are 12 of them with 32 --heads, and 14 are needed" in said
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def attacks(audit: Audit) -> list[dict[str, Any]]:
 
 
 def short(values: Vector) -> list[float]:
-    """Return nine significant digits of each value."""
-    return [float(f"{value:.9g}") for value in values]
+    """Return six significant digits of each value."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def membership(test: MembershipTest) -> dict[str, Any]:

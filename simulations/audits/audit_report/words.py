@@ -12,10 +12,10 @@ from simulations.report.prose import best_guess, ceiling_percent
 METHODS = {
     "clopper-pearson": "Clopper–Pearson",
     "gaussian-fit": "Gaussian fit",
-    "two-sample": "exact test",
-    "two-sample-fdp": "exact test, f-DP",
+    "two-sample": "both rates",
+    "two-sample-fdp": "both rates, family",
     "one-run": "one run",
-    "one-run-fdp": "one run, f-DP",
+    "one-run-fdp": "one run, family",
     "lira-online": "LiRA, online",
     "lira-offline": "LiRA, offline",
     "rmia": "RMIA",
