@@ -50,6 +50,16 @@ COMMANDS = {
         "Simulate a federation of hospitals on this machine.",
         "fedgraft simulate simulations/configs/digits.toml --out runs/first",
     ),
+    "node": LazyCommand(
+        "client.cli:node",
+        "Run a hospital's node.",
+        "fedgraft node check",
+    ),
+    "server": LazyCommand(
+        "server.cli:server",
+        "Coordinate a federation of real hospitals.",
+        "fedgraft server status",
+    ),
     "predict": LazyCommand(
         "common.cli:predict",
         "Say of new records what a trained model makes of them.",

@@ -11,6 +11,7 @@ from client.approvals import read_approvals
 from client.home import Node, Records
 from client.ledger import Ledger
 from client.node_config import NodeConfig, load_node_config
+from client.node_folder import is_paused
 from client.policy import Policy
 from common.data.agreed import load_agreed
 from common.data.local import LocalData
@@ -31,6 +32,8 @@ def open_own_node(folder: Path) -> Node:
         PrivacyError: its records name patients, and nobody acknowledged that single records are protected.
     """
     config, approvals = load_node_config(folder), read_approvals(folder)
+    if is_paused(folder):
+        raise PrivacyError("the operator has paused this node; run `fedgraft node resume` to take part again")
     data = records_of(folder, config)
     privacy = config.privacy
     return Node(

@@ -62,7 +62,7 @@ def propose(config: RunConfig, run_id: str, federation: Federation | None = None
     check_unit(config, federation)
     model = model_spec(config, federation.data)
     start = make_head(model, seed=config.federation.seed or 0)
-    terms = privacy_terms(config, classifier_width(model))
+    terms = privacy_terms(config, classifier_width(model), model.task)
     plan = RoundPlan(
         nodes=len(federation.shares),
         offer=Offer(run_id, model, terms),
@@ -120,12 +120,13 @@ def model_spec(config: RunConfig, data: LocalData) -> ModelSpec:
     )
 
 
-def privacy_terms(config: RunConfig, features: int) -> PrivacyTerms:
+def privacy_terms(config: RunConfig, features: int, task: str = "classification") -> PrivacyTerms:
     """The privacy section as terms, with the least noise that keeps epsilon after the last step.
 
     Args:
         config: of the run.
         features: how many the classifier is given, which a default clipping norm depends on.
+        task: what is learnt, which it depends on, too.
 
     Raises:
         PrivacyError: the section asks for what cannot be promised.
@@ -138,7 +139,7 @@ def privacy_terms(config: RunConfig, features: int) -> PrivacyTerms:
         sampling_rate=privacy.sampling_rate,
         rounds=config.federation.rounds,
         steps_per_round=config.training.local_steps,
-        clipping_norm=default_clipping_norm(features) if clipping_norm == "auto" else float(clipping_norm),
+        clipping_norm=default_clipping_norm(features, task) if clipping_norm == "auto" else float(clipping_norm),
         noise_multiplier=noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps),
         delta=privacy.delta,
     )

@@ -1,0 +1,297 @@
+"""The commands of a hospital's operator; what is heavy is imported inside each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+node = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+approve = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+ledger = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+node.add_typer(approve, name="approve")
+node.add_typer(ledger, name="ledger")
+
+Home = Annotated[
+    Path | None, typer.Option("--home", help="The node's folder; by default $FEDGRAFT_NODE, else ~/fedgraft-node.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+USUAL = "fedgraft-node"
+MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
+
+
+@node.callback()
+def run_a_node() -> None:
+    """Run a hospital's node: its records stay here, and its budget is its own."""
+
+
+@node.command("init", epilog="Example: fedgraft node init --join federation.join --name st-mary --data /data/xrays")
+def init(
+    join: Annotated[Path, typer.Option(help="The file that the coordinator gave you.")],
+    name: Annotated[str, typer.Option(help="Of this node, as the coordinator will register it.")],
+    data: Annotated[str, typer.Option(help="File or folder with the records.")] = "/path/to/records",
+    classes: Annotated[str, typer.Option(help="All class names, with commas between, in the federation's order.")] = "",
+    size: Annotated[int, typer.Option(help="Number of records to declare; by default those that are there.")] = 0,
+    epsilon: Annotated[float, typer.Option(help="Cap on all that is ever released.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="At most 1 / number of records.")] = 1e-5,
+    home: Home = None,
+) -> None:
+    """Make the node's folder: its key, the coordinator's certificate, and a commented node.toml."""
+    from client.node_folder import PUBLIC_KEY, make_node, read_join
+    from common.errors import ConfigError
+    from common.privacy.keys import fingerprint
+
+    folder, offered = _home(home), read_join(join)
+    source = str(Path(data).expanduser().resolve()) if Path(data).expanduser().exists() else data
+    named = [one.strip() for one in classes.split(",") if one.strip()]
+    try:
+        found = _looked_at(source) if not (named and size) else ([], 0)
+    except ConfigError as error:
+        typer.echo(f"note: {error}; correct [data] in node.toml", err=True)
+        found = (["class one", "class two"], 1000)
+    values: dict[str, object] = {"source": source, "size": size or found[1], "classes": named or found[0]}
+    make_node(folder, offered, name, {**values, "epsilon": epsilon, "delta": delta})
+    public = (folder / PUBLIC_KEY).read_text()
+    typer.echo(f"node        {folder}")
+    typer.echo(f"public key  {folder / PUBLIC_KEY}   (give this file to the coordinator)")
+    typer.echo(f"            {fingerprint(public)}   (read this to them by telephone)")
+    typer.echo("next        read node.toml; fedgraft node approve app; fedgraft node approve backbone REFERENCE;")
+    typer.echo("            fedgraft node check; fedgraft node start")
+
+
+@node.command("check", epilog="Example: fedgraft node check")
+def check(home: Home = None, as_json: AsJson = False) -> None:
+    """Look at everything that a round needs; exit status 1 where something has to be done."""
+    from dataclasses import asdict
+
+    from client.doctor import examine
+
+    findings = []
+    for finding in examine(_home(home)):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(f"{MARKS[finding.state]}  {finding.subject:<12} {finding.words}")
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings]))
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@approve.callback()
+def let() -> None:
+    """Approve software and backbones; nothing else is ever run or loaded here."""
+
+
+@approve.command("app", epilog="Example: fedgraft node approve app")
+def approve_app(
+    digest: Annotated[str | None, typer.Argument(help="SHA-256; by default this installation's own bundle.")] = None,
+    home: Home = None,
+) -> None:
+    """Let the federation's software run here: the code that you have installed and can read, or another by digest."""
+    import re
+    from importlib.metadata import version
+
+    from client.approvals import keep_approvals, read_approvals
+    from common.bundle import app_digest
+    from common.errors import ConfigError
+
+    folder = _node(home)
+    own = app_digest()
+    wanted = (digest or own).lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        raise ConfigError(f"expected a SHA-256 of 64 hexadecimal digits, got {digest!r}; the node's log shows it")
+    note = f"fedgraft {version('fedgraft')}, as installed" if wanted == own else "by digest"
+    keep_approvals(folder, read_approvals(folder).with_app(wanted, note))
+    typer.echo(f"approved app {wanted} ({note})")
+
+
+@approve.command("backbone", epilog="Example: fedgraft node approve backbone embedded/glyph")
+def approve_backbone(
+    reference: Annotated[str, typer.Argument(help="As `fedgraft backbones show` takes it.")], home: Home = None
+) -> None:
+    """Let a backbone be used here, in the copy that this reference names."""
+    from client.approvals import keep_approvals, read_approvals
+    from common.backbones.controls import load_reference
+    from common.config import resolved_reference
+
+    folder = _node(home)
+    named = resolved_reference(reference, [Path.cwd()])
+    backbone = load_reference(named)
+    keep_approvals(folder, read_approvals(folder).with_backbone(backbone.digest, named))
+    typer.echo(f"approved {named}, digest {backbone.digest}")
+    typer.echo(f"licence {backbone.licence}; trained on {backbone.trained_on}")
+
+
+@approve.command("list", epilog="Example: fedgraft node approve list")
+def approve_list(home: Home = None) -> None:
+    """Show what is approved."""
+    from client.approvals import read_approvals
+
+    approved = read_approvals(_node(home))
+    for kind, entries in (("app", approved.apps), ("backbone", approved.backbones)):
+        for digest, words in entries.items():
+            typer.echo(f"{kind:<9} {digest}  {words}")
+
+
+@node.command("start", epilog="Example: fedgraft node start")
+def start(home: Home = None) -> None:
+    """Run the node until it is stopped, starting again what ends; for a terminal or a service manager."""
+    from client.node_config import load_node_config
+    from client.node_folder import programs
+    from common.ports import free_port
+    from common.supervisor import supervise
+
+    folder = _node(home)
+    config = load_node_config(folder)
+    typer.echo(f"node {config.node.name} at {config.server.address}; logs in {folder / 'logs'}")
+    supervise(programs(folder, config, free_port()), folder, typer.echo)
+
+
+@node.command("stop", epilog="Example: fedgraft node stop")
+def stop(home: Home = None) -> None:
+    """Stop the node; what was paid stays paid."""
+    from common.supervisor import stop_supervisor
+
+    typer.echo("stopped" if stop_supervisor(_node(home)) else "it was not running")
+
+
+@node.command("pause", epilog="Example: fedgraft node pause")
+def pause(home: Home = None) -> None:
+    """Refuse every message until resume; the node stays connected."""
+    from client.node_folder import PAUSED
+    from common import durable
+
+    durable.write_bytes(_node(home) / PAUSED, b"", mode=0o600)
+    typer.echo("paused: every message is refused until `fedgraft node resume`")
+
+
+@node.command("resume", epilog="Example: fedgraft node resume")
+def resume(home: Home = None) -> None:
+    """Take part again after a pause."""
+    from client.node_folder import PAUSED
+
+    (_node(home) / PAUSED).unlink(missing_ok=True)
+    typer.echo("taking part again")
+
+
+@node.command("status", epilog="Example: fedgraft node status --json")
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Say what was spent and what is left, in which runs, and whether the node runs."""
+    from client.node_config import load_node_config
+    from client.node_folder import is_paused
+    from client.own_node import open_own_ledger
+    from common.supervisor import supervisor_of
+
+    folder = _node(home)
+    config = load_node_config(folder)
+    with open_own_ledger(folder, config) as opened:
+        said = opened.statement()
+    runs: dict[str, int] = {}
+    for run, _ in said.committed:
+        runs[run] = runs.get(run, 0) + 1
+    facts: dict[str, Any] = {
+        "node": config.node.name,
+        "running": supervisor_of(folder) is not None,
+        "paused": is_paused(folder),
+        "data_set": said.dataset_id,
+        "epsilon": said.epsilon,
+        "epsilon_cap": said.epsilon_cap,
+        "epsilon_left": max(0.0, said.epsilon_cap - said.epsilon),
+        "delta": said.delta,
+        "unit": said.unit or config.privacy.unit,
+        "accountant": said.accountant,
+        "rounds": len(said.committed),
+        "runs": runs,
+        "open_reservations": [list(one) for one in said.open_reservations],
+        "chain_head": said.chain_head,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    state = "paused" if facts["paused"] else "running" if facts["running"] else "not running"
+    typer.echo(f"node        {config.node.name}, {state}")
+    typer.echo(f"data set    {said.dataset_id}, declared size {config.data.declared_size}")
+    typer.echo(
+        f"epsilon     {said.epsilon:.4g} spent of {said.epsilon_cap:g}, {facts['epsilon_left']:.4g} left; at delta "
+        f"{said.delta:g}, one {facts['unit']}, local trust ({said.accountant})"
+    )
+    for run, rounds in runs.items():
+        typer.echo(f"run         {run}, {rounds} rounds released")
+    for run, round_ in said.open_reservations:
+        typer.echo(f"paid only   {run}, round {round_}: reserved, never released")
+    typer.echo(f"chain head  {said.chain_head}")
+
+
+@ledger.callback()
+def look_at_ledger() -> None:
+    """Check the ledger, or write it down for an auditor."""
+
+
+@ledger.command("verify", epilog="Example: fedgraft node ledger verify")
+def ledger_verify(home: Home = None) -> None:
+    """Check the whole ledger: its structure, its chain, the kept replies."""
+    from client.node_config import load_node_config
+    from client.own_node import open_own_ledger
+
+    folder = _node(home)
+    with open_own_ledger(folder, load_node_config(folder)) as opened:
+        opened.verify()
+        said = opened.statement()
+    typer.echo(f"intact: {said.entries} entries, epsilon {said.epsilon:.4g}, chain head {said.chain_head}")
+
+
+@ledger.command("export", epilog="Example: fedgraft node ledger export --out st-mary.ledger.json")
+def ledger_export(
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    home: Home = None,
+) -> None:
+    """Write the ledger, signed with the node's key; `fedgraft audit ledger` verifies it anywhere."""
+    from client.node_config import load_node_config
+    from client.node_folder import KEY
+    from client.own_node import LEDGERS
+    from common.privacy.entries import read_entries
+    from common.privacy.export import export_ledger
+
+    folder = _node(home)
+    entries = read_entries(folder / LEDGERS / f"{load_node_config(folder).data.id}.sqlite")
+    export_ledger(entries, out, private_key=folder / KEY)
+    typer.echo(f"{len(entries)} entries in {out}, signed; verify with `fedgraft audit ledger {out}`")
+
+
+@node.command("purge-cache", epilog="Example: fedgraft node purge-cache")
+def purge_cache(home: Home = None) -> None:
+    """Delete the features of all records; the next round computes them anew."""
+    import os
+
+    from client.node_folder import environment
+    from common import places
+    from common.features import default_cache
+
+    os.environ[places.CACHE] = environment(_node(home))[places.CACHE]
+    typer.echo(f"freed {default_cache().purge() / 2**20:,.1f} MiB")
+
+
+def _home(home: Path | None) -> Path:
+    from common import places
+
+    return places.home_folder(home, places.NODE_FOLDER, USUAL)
+
+
+def _node(home: Path | None) -> Path:
+    """A folder that holds a node."""
+    from client.node_config import NODE_TOML
+    from common.errors import ConfigError
+
+    folder = _home(home)
+    if not (folder / NODE_TOML).is_file():
+        raise ConfigError(f"expected a node in {folder}, found no {NODE_TOML}; run `fedgraft node init` first")
+    return folder
+
+
+def _looked_at(source: str) -> tuple[list[str], int]:
+    from common.data.sources import read_source
+
+    data = read_source(source, {}, Path())
+    return list(data.classes), len(data)

@@ -1,0 +1,147 @@
+"""A node's folder: its key, the coordinator's certificate, ``node.toml``, and what Flower needs to run there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.node_config import NODE_TOML, NodeConfig
+from common import durable, places
+from common.errors import ConfigError
+from common.privacy.keys import openssh
+from common.supervisor import Program
+
+KEY, PUBLIC_KEY, CERTIFICATE, PAUSED = "node.key", "node.key.pub", "ca.crt", "paused"
+
+TEMPLATE = """# What this hospital decides. No server can change it; restart the node after a change.
+
+[node]
+name = {name}                # as the coordinator registered it
+
+[server]
+address = {address}          # the only machine that this node talks to
+certificate = "ca.crt"       # the coordinator's, from the join file
+
+[data]
+id = {id}                    # name of the data set in the ledger; data that overlap share one, for ever
+source = {source}            # a file or a folder; never leaves this machine
+declared_size = {size}       # number of records, told to the coordinator; a round figure is fine
+classes = {classes}          # all class names of the federation, in its order
+# keys = {{ labels = "diagnosis" }}   # the file's own names, where they differ
+
+[privacy]
+max_epsilon = {epsilon}      # cap on all that is ever released from the data set
+delta = {delta}              # at most 1 / declared_size; fixed for ever
+# min_noise_multiplier = 0.5 # plans with less noise are refused
+# max_clipping_norm = 10.0   # plans with a larger clipping norm are refused
+# partial = true             # join a plan that is too long, until the last round that fits
+# acknowledge_record_unit = true   # where the data name patients: one record is protected, not all of a patient's
+"""
+
+
+class Join(BaseModel):
+    """The file that a coordinator gives to every hospital."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[1]
+    address: str
+    certificate: Annotated[str, Field(pattern="BEGIN CERTIFICATE")]
+    app_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def read_join(path: Path) -> Join:
+    """Read a join file.
+
+    Raises:
+        ConfigError: it is missing, or none.
+    """
+    try:
+        return Join.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"expected a join file at {path}, got: {error.strerror}; ask the coordinator for it"
+        ) from error
+    except ValidationError as error:
+        raise ConfigError(f"expected a join file at {path}, got something else; ask the coordinator for it") from error
+
+
+def make_node(folder: Path, join: Join, name: str, values: dict[str, object]) -> None:
+    """Make a node's folder: key, certificate and a commented ``node.toml``; the configuration comes last.
+
+    Args:
+        folder: is made.
+        join: of the coordinator.
+        name: of the node.
+        values: of the template's other fields: ``source``, ``size``, ``classes``, ``epsilon``, ``delta``.
+
+    Raises:
+        ConfigError: there is a node in it already, or it cannot be made.
+    """
+    if (folder / NODE_TOML).exists():
+        raise ConfigError(f"{folder} holds a node already; choose another --home")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} cannot be made ({error.strerror}); choose another --home") from error
+    if not (folder / KEY).exists():
+        key = ec.generate_private_key(ec.SECP384R1())
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        durable.write_bytes(folder / PUBLIC_KEY, f"{openssh(key.public_key())} {name}\n".encode())
+        durable.write_bytes(folder / KEY, private, mode=0o600)
+    durable.write_bytes(folder / CERTIFICATE, join.certificate.encode())
+    fields = {"name": name, "id": f"{name}-data", "address": join.address, **values}
+    text = TEMPLATE.format(**{key: json.dumps(value, ensure_ascii=False) for key, value in fields.items()})
+    durable.write_bytes(folder / NODE_TOML, text.encode(), mode=0o600)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """For Flower's programs and ours: no telemetry, no installing, our folders, this Python's programs."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {
+        **os.environ,
+        "PATH": programs,
+        places.NODE_FOLDER: str(folder),
+        places.CACHE: str(folder / "cache"),
+        "FLWR_HOME": str(folder / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def programs(folder: Path, config: NodeConfig, runtime_port: int) -> list[Program]:
+    """What a node keeps running: the SuperNode, and the warm process that apps are forked from.
+
+    Args:
+        folder: of the node, absolute.
+        config: its ``node.toml``.
+        runtime_port: on the loopback, by which the two talk.
+    """
+    files = ["--root-certificates", str(folder / config.server.certificate)]
+    files += ["--auth-supernode-private-key", str(folder / KEY)]
+    link = ["--superlink", config.server.address, "--isolation", "process", "--host", "127.0.0.1"]
+    node = [sys.executable, "-m", "client.supernode", str(folder), *files, *link, "--port", str(runtime_port)]
+    apps = ["--runtime-api-address", f"127.0.0.1:{runtime_port}", "--insecure"]
+    around = environment(folder)
+    return [
+        Program("supernode", node, around),
+        Program("apps", [sys.executable, "-m", "common.warm_executor", *apps], around),
+    ]
+
+
+def is_paused(folder: Path) -> bool:
+    """Whether the operator has paused the node: it answers every message with a refusal."""
+    return (folder / PAUSED).exists()

@@ -1,0 +1,270 @@
+"""The coordinator's commands; what is heavy is imported inside each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from server.place import Place
+
+server = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="The coordinator's folder; by default $FEDGRAFT_SERVER, else ~/fedgraft-server."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+USUAL = "fedgraft-server"
+
+
+@server.callback()
+def coordinate() -> None:
+    """Coordinate a federation of real hospitals."""
+
+
+@server.command("init", epilog="Example: fedgraft server init --name fed.example.org")
+def init(
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="Host name or address that nodes reach; may be repeated.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port for nodes, the only one to open.")] = 9092,
+    control_port: Annotated[int, typer.Option(help="Port for these commands, on the loopback.")] = 9093,
+    bind: Annotated[str, typer.Option(help="Address that the nodes' port listens on.")] = "0.0.0.0",
+    renew: Annotated[bool, typer.Option(help="Make a new server certificate under the same CA.")] = False,
+    home: Home = None,
+) -> None:
+    """Make the coordinator's folder: a CA, the server's certificate, and the file that every hospital gets."""
+    from common import places
+    from common.bundle import app_digest
+    from server.place import JOIN_FILE, ServerConfig, make_place, names_from, open_place
+    from server.place import renew as make_new
+
+    folder = places.home_folder(home, places.SERVER_FOLDER, USUAL)
+    if renew:
+        place = open_place(folder)
+        make_new(place, app_digest())
+        typer.echo("restart the server (fedgraft server stop, then start) to use the new certificate")
+    else:
+        config = ServerConfig(names=names_from(names or []) or [""], port=port, control_port=control_port, bind=bind)
+        place = make_place(folder, config, app_digest())
+    typer.echo(f"coordinator   {place.folder}")
+    typer.echo(f"for nodes     {place.folder / JOIN_FILE}   (give this file to every hospital)")
+    typer.echo("next          fedgraft server start")
+
+
+@server.command("start", epilog="Example: fedgraft server start")
+def start(home: Home = None) -> None:
+    """Run the server until it is stopped, starting again what ends; for a terminal or a service manager."""
+    from common.supervisor import supervise
+    from server.superlink import programs
+
+    place = _place(home)
+    typer.echo(f"serving nodes at {place.config.names[0]}:{place.config.port}; logs in {place.folder / 'logs'}")
+    supervise(programs(place), place.folder, typer.echo)
+
+
+@server.command("stop", epilog="Example: fedgraft server stop")
+def stop(home: Home = None) -> None:
+    """Stop the server; runs can be resumed after the next start."""
+    from common.supervisor import stop_supervisor
+
+    typer.echo("stopped" if stop_supervisor(_place(home).folder) else "it was not running")
+
+
+@server.command("add-node", epilog="Example: fedgraft server add-node st-mary --key st-mary.pub")
+def add_node(
+    name: Annotated[str, typer.Argument(help="As in the hospital's node.toml.")],
+    key: Annotated[Path, typer.Option(help="The node's public key, which its operator sent.")],
+    home: Home = None,
+) -> None:
+    """Let a hospital's node in."""
+    from common.errors import ConfigError
+    from common.privacy.keys import fingerprint, load_public, openssh
+    from server.control import register
+    from server.place import Registered
+
+    place = _place(home)
+    nodes = place.nodes()
+    if name in nodes:
+        raise ConfigError(f"a node {name!r} is registered already; remove it first, or choose another name")
+    public = openssh(load_public(key))
+    nodes[name] = Registered(node_id=register(place, name, key.resolve()), fingerprint=fingerprint(public))
+    place.keep_nodes(nodes)
+    typer.echo(f"{name} may join, with the key {nodes[name].fingerprint}; compare that with its operator by telephone")
+
+
+@server.command("remove-node", epilog="Example: fedgraft server remove-node st-mary")
+def remove_node(name: Annotated[str, typer.Argument(help="Of the node.")], home: Home = None) -> None:
+    """Let a node in no longer."""
+    from common.errors import ConfigError
+    from server.control import unregister
+
+    place = _place(home)
+    nodes = place.nodes()
+    if name not in nodes:
+        raise ConfigError(f"expected a registered node, there is no {name!r}; `fedgraft server nodes` lists them")
+    unregister(place, nodes.pop(name).node_id)
+    place.keep_nodes(nodes)
+    typer.echo(f"{name} is let in no longer")
+
+
+@server.command("nodes", epilog="Example: fedgraft server nodes")
+def nodes(home: Home = None, as_json: AsJson = False) -> None:
+    """List the registered nodes, and which of them are connected."""
+    from server.control import nodes_seen
+
+    place = _place(home)
+    seen = nodes_seen(place)
+    rows = [
+        {"name": name, "status": seen[entry.node_id].status if entry.node_id in seen else "unknown", **dict(entry)}
+        for name, entry in place.nodes().items()
+    ]
+    _show(rows, ("name", "status", "fingerprint"), as_json)
+
+
+@server.command("run", epilog="Example: fedgraft server run xrays.toml --nodes st-mary,st-john")
+def run(
+    config: Annotated[Path, typer.Argument(help="Configuration, TOML; its data are the server's own test records.")],
+    nodes: Annotated[
+        list[str] | None, typer.Option("--nodes", help="Names with commas between; by default all registered.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.", show_default=False),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run; by default the configuration's and the time.")] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a head with the nodes, and wait for the result; if this command ends, the run goes on."""
+    from common.config import load_config
+    from server.place import names_from
+    from server.submission import open_run, usual_name
+
+    place = _place(home)
+    folder = open_run(place, load_config(config, overrides or []), name or usual_name(config), names_from(nodes or []))
+    _play(place, folder, as_json)
+
+
+@server.command("resume", epilog="Example: fedgraft server resume xrays-20260101-120000")
+def resume(
+    name: Annotated[str, typer.Argument(help="Of the run.")], home: Home = None, as_json: AsJson = False
+) -> None:
+    """Continue a run from its last checkpoint."""
+    place = _place(home)
+    _play(place, place.runs / name, as_json)
+
+
+@server.command("halt", epilog="Example: fedgraft server halt xrays-20260101-120000")
+def halt(name: Annotated[str, typer.Argument(help="Of the run.")], home: Home = None) -> None:
+    """Stop a run after what it is doing; resume continues it."""
+    from server.submission import halt as stop_it
+
+    place = _place(home)
+    stop_it(place, place.runs / name)
+    typer.echo(f"{name} is stopped; continue it with `fedgraft server resume {name}`")
+
+
+@server.command("status", epilog="Example: fedgraft server status")
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Say whether the server runs, and how far its runs have come."""
+    from common.supervisor import supervisor_of
+    from server.checkpoints import read_lines
+    from server.outcome import RESULT, ROUNDS
+    from server.run_folder import FAILURE
+
+    place = _place(home)
+    rows = []
+    for folder in sorted(path for path in place.runs.iterdir() if path.is_dir()):
+        lines = read_lines(folder / ROUNDS)
+        ended = "finished" if (folder / RESULT).exists() else "failed" if (folder / FAILURE).exists() else "unfinished"
+        rows.append({"run": folder.name, "rounds": len(lines), "state": ended, **(_last(lines))})
+    process = supervisor_of(place.folder)
+    if as_json:
+        typer.echo(json.dumps({"running": process is not None, "process": process, "runs": rows}))
+        return
+    typer.echo(f"server   {'running, process ' + str(process) if process else 'not running'}")
+    _show(rows, ("run", "state", "rounds", "accuracy", "epsilon"), False)
+
+
+def _place(home: Path | None) -> Place:
+    from common import places
+    from server.place import open_place
+
+    return open_place(places.home_folder(home, places.SERVER_FOLDER, USUAL))
+
+
+def _last(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    return {key: lines[-1].get(key) if lines else None for key in ("accuracy", "epsilon")}
+
+
+def _play(place: Place, folder: Path, as_json: bool) -> None:
+    """Submit, follow with a bar, show the result."""
+    from server.outcome import MODEL, RESULT
+    from server.submission import follow, start_run
+
+    start_run(place, folder)
+    typer.echo(f"run {folder.name}; it goes on without this command (Ctrl-C)", err=True)
+    try:
+        with _bar(folder) as advance:
+            follow(place, folder, advance)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"the run goes on; see `fedgraft server status`, or stop it with `fedgraft server halt {folder.name}`"
+        ) from None
+    result = json.loads((folder / RESULT).read_text())
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+        return
+    privacy = result["privacy"]
+    rows = [{"node": name, "epsilon": epsilon} for name, epsilon in privacy["epsilon_per_node"].items()]
+    _show(rows, ("node", "epsilon"), False)
+    accuracy = result["accuracy"]["federated"]
+    typer.echo(f"accuracy {accuracy:.4f} on the server's own {result['data']['test']} records")
+    typer.echo(f"epsilon at delta {privacy['delta']:g}, one {privacy['unit']}, local trust, this run alone")
+    typer.echo(f"model    {folder / MODEL}")
+
+
+@contextmanager
+def _bar(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar over the rounds of a run."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from common.config import load_config
+    from server.run_folder import CONFIG
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("waiting for the nodes", total=load_config(folder / CONFIG).federation.rounds)
+
+        def advance(line: dict[str, Any]) -> None:
+            accuracy = line.get("accuracy")
+            shown = "" if accuracy is None else f"accuracy {accuracy:.3f}  "
+            words = f"{shown}ε ≤ {line['epsilon']:.2f}  nodes {line['nodes']}"
+            bars.update(task, completed=line["round"], description=words)
+
+        yield advance
+
+
+def _show(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, box=SIMPLE)
+    for row in rows:
+        table.add_row(
+            *(f"{value:.4f}" if isinstance(value, float) else escape(str(value)) for value in map(row.get, columns))
+        )
+    Console().print(table)
