@@ -13,8 +13,9 @@ from flwr.clientapp import ClientApp
 
 from client import egress, training
 from client.home import Node, open_node
+from client.journal import words_for
 from client.statistics import release_statistics
-from common import wire
+from common import places, wire
 from common.errors import FederationError
 from common.grafting import threads
 from common.messages import Reply
@@ -55,9 +56,9 @@ def _answer(message: Message, context: Context, work: Callable[[Node], Reply]) -
         with threads(1):
             reply = work(node)
     except FederationError as error:
-        log.warning("%s refuses: %s", name, error)
+        log.warning("%s refuses: %s", name, words_for(error, simulated=places.node_folder() is None))
         reply = egress.refuse(error)
     except Exception as error:
-        log.exception("%s failed", name)
+        log.error("%s failed: %s", name, words_for(error, simulated=places.node_folder() is None))
         reply = egress.refuse(error)
     return wire.encode_reply(reply, message)

@@ -17,7 +17,9 @@ from PIL import Image
 import client.app
 from client.approvals import APPROVALS, Approvals, keep_approvals, read_approvals
 from client.home import Node, open_node
+from client.journal import words_for
 from client.node_config import NODE_TOML, load_node_config
+from client.node_folder import PAUSED
 from client.own_node import open_own_node
 from client.training import accept_offer, train_round
 from common import places, wire
@@ -251,3 +253,29 @@ def test_approvals_are_kept(node_folder: Path) -> None:
     assert read_approvals(node_folder).apps == {digest: "fedgraft 1.0"}
     assert json.loads((node_folder / APPROVALS).read_text())["backbones"]
     assert stat.S_IMODE((node_folder / APPROVALS).stat().st_mode) == 0o600
+
+
+def test_a_log_of_a_real_node_names_no_file_and_no_record(as_own_node: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (as_own_node / "records" / "5" / "5.png").write_bytes(b"patient 4711")
+    task = small_task()
+    config = wire.encode_task(task.offer, task.learning_rate)
+    config[wire.ROUND] = 1
+    reply = ask(RecordDict({wire.CONFIG: config, wire.ARRAYS: wire.encode_head(task.head)}), "train")
+    assert wire.decode_reply(reply) == Refusal(Reason.DATA)
+    assert "`fedgraft node check` says why" in caplog.text
+    assert "records/5" not in caplog.text
+
+
+def test_an_unforeseen_error_is_logged_by_its_kind_and_place_only() -> None:
+    try:
+        raise KeyError("patient 4711")
+    except KeyError as error:
+        said = words_for(error, simulated=False)
+    assert said.startswith("KeyError in test_an_unforeseen_error")
+    assert "4711" not in said
+
+
+def test_a_paused_node_refuses_every_message(as_own_node: Path) -> None:
+    (as_own_node / PAUSED).touch()
+    reply = ask(RecordDict({wire.CONFIG: wire.encode_task(small_offer())}), wire.QUERY_HELLO)
+    assert wire.decode_reply(reply) == Refusal(Reason.POLICY)
