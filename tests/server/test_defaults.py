@@ -56,3 +56,8 @@ def test_a_cohort_of_half_the_nodes_has_more_noise_for_each_record() -> None:
 
 def test_the_clipping_norm_is_a_tenth_of_the_length_of_what_the_classifier_is_given() -> None:
     assert default_clipping_norm(256) == pytest.approx(1.6)
+    assert default_clipping_norm(256, "spans") == default_clipping_norm(256)
+
+
+def test_tags_are_clipped_lower_because_most_tokens_are_easy() -> None:
+    assert default_clipping_norm(400, "tokens") == pytest.approx(0.6)
