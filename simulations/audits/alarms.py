@@ -97,12 +97,12 @@ def attacks(larger: int = 1) -> tuple[Attack, ...]:
     label = torch.tensor(1)
     loud = (LOUD * torch.eye(4)[0], label)
     return (
-        Attack("loud record", _specimen(8.0, 1.0, 4), 1, loud, 4, 250 * larger, along),
-        Attack("mere label", _specimen(4.0, 1.0, 1), 0, (torch.zeros(4), label), 1, 250 * larger, along),
+        Attack("loud record", _specimen(8.0, 1.0, 4), 1, loud, 4, 200 * larger, along),
+        Attack("mere label", _specimen(4.0, 1.0, 1), 0, (torch.zeros(4), label), 1, 200 * larger, along),
         Attack(
             "second record", _specimen(1.0, 1.0, 3), 1, loud, 3, 120 * larger, {"size": _size, "smallness": _smallness}
         ),
-        Attack("only record", _specimen(1.0, 0.5, 1), 0, loud, 1, 250 * larger, {"size": _size}),
+        Attack("only record", _specimen(1.0, 0.5, 1), 0, loud, 1, 200 * larger, {"size": _size}),
     )
 
 

@@ -68,7 +68,7 @@ class Noise:
 
     def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Normals times the scale."""
-        self.drawn.append(self._scale * self._stream.standard_normal(shape))
+        self.drawn.append(self._scale * self._stream.standard_normal(shape) if self._scale else np.zeros(shape))
         return self.drawn[-1]
 
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:

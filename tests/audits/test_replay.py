@@ -19,7 +19,8 @@ from simulations.audits.probes import Noise, Sampling
 from simulations.audits.replay import CHECKS, builtin_replay, builtin_specimen, replay
 from simulations.audits.replay_finding import Case, at_most
 from simulations.audits.replay_steps import replay_steps
-from tests.audits.mutants import MUTANTS, clip_to_twice, private_steps, scaled
+from tests.audits.broken_steps import clip_to_twice, private_steps, scaled
+from tests.audits.mutants import MUTANTS
 from tests.federations import small_config
 from tests.stages import features_for, perturbed, stages
 
