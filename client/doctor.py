@@ -111,8 +111,8 @@ def _validity(subject: str, certificate: x509.Certificate, what: str) -> Finding
 
 def _server(folder: Path, config: NodeConfig) -> Finding:
     host, _, port = config.server.address.rpartition(":")
-    context = ssl.create_default_context(cafile=folder / config.server.certificate)
     try:
+        context = ssl.create_default_context(cafile=folder / config.server.certificate)
         with (
             socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S) as plain,
             context.wrap_socket(plain, server_hostname=host) as secured,

@@ -42,6 +42,7 @@ def init(
     """Make the coordinator's folder: a CA, the server's certificate, and the file that every hospital gets."""
     from common import places
     from common.bundle import app_digest
+    from common.errors import ConfigError
     from server.place import JOIN_FILE, ServerConfig, make_place, names_from, open_place
     from server.place import renew as make_new
 
@@ -51,7 +52,10 @@ def init(
         make_new(place, app_digest())
         typer.echo("restart the server (fedgraft server stop, then start) to use the new certificate")
     else:
-        config = ServerConfig(names=names_from(names or []) or [""], port=port, control_port=control_port, bind=bind)
+        named = names_from(names or [])
+        if not named:
+            raise ConfigError("expected at least one name that nodes reach the server by, got none; give --name HOST")
+        config = ServerConfig(names=named, port=port, control_port=control_port, bind=bind)
         place = make_place(folder, config, app_digest())
     typer.echo(f"coordinator   {place.folder}")
     typer.echo(f"for nodes     {place.folder / JOIN_FILE}   (give this file to every hospital)")

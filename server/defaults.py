@@ -13,8 +13,19 @@ from common.privacy.plan import PrivacyTerms
 
 LARGEST_STEP = 2.0
 CLIPPED_AT: Mapping[str, float] = {"tokens": 0.03}  # clipping norm / sqrt(D); 0.1 for other tasks
-NOISE_TOLERATED: Mapping[str, float] = {"linear": 4.4, "mlp": 13.2, "upper": 4.4}
-"""By kind of head. Most of an MLP's parameters lie below its hidden units, where the same noise does less harm."""
+NOISE_TOLERATED: Mapping[tuple[str, str], float] = {("mlp", ""): 13.2, ("upper", "adapters"): 13.2}
+"""By kind of head and what of it is trained. Where most parameters lie far below the logits, noise does less harm."""
+NOISE_OTHERWISE = 4.4
+
+
+def noise_tolerated(head: str, train: str = "all") -> float:
+    """Length that all noise together may have in a head's parameters.
+
+    Args:
+        head: its kind, out of ``common.heads.HEADS``.
+        train: what of it is trained, where there is a choice.
+    """
+    return NOISE_TOLERATED.get((head, train if head == "upper" else ""), NOISE_OTHERWISE)
 
 
 def default_clipping_norm(features: int, task: str = "classification") -> float:
@@ -38,12 +49,13 @@ def default_learning_rate(
     weights: Sequence[float],
     cohort: int | None,
     head: str = "linear",
+    train: str = "all",
 ) -> float:
     """Learning rate of the local steps.
 
     A step moves the head by at most k = learning rate x clipping norm, while the aggregated noise moves it by
     k x nu; nu = noise multiplier x sqrt(parameters) x the length of (weight / expected batch) over a round's nodes.
-    Over T steps that noise adds up to k x nu x sqrt(T), which the rule keeps at the head's ``NOISE_TOLERATED``.
+    Over T steps that noise adds up to k x nu x sqrt(T), which the rule keeps at ``noise_tolerated``.
 
     Args:
         terms: noise multiplier, clipping norm, sampling rate and number of steps.
@@ -51,12 +63,13 @@ def default_learning_rate(
         sizes: declared size of each node.
         weights: what each node's update counts, same order; any scale.
         cohort: nodes of a round; None is all.
-        head: its kind, out of ``common.heads.HEADS``.
+        head: its kind, and
+        train: what of it is trained, as ``noise_tolerated`` takes them.
     """
     nodes = len(sizes)
     share = 1.0 if cohort is None else min(1.0, cohort / nodes)
     total = sum(weights) * share
     squares = share * sum((w / total / (terms.sampling_rate * n)) ** 2 for w, n in zip(weights, sizes, strict=True))
     noise = terms.noise_multiplier * math.sqrt(parameters * squares)
-    step = min(LARGEST_STEP, NOISE_TOLERATED[head] / (noise * math.sqrt(terms.steps)))
+    step = min(LARGEST_STEP, noise_tolerated(head, train) / (noise * math.sqrt(terms.steps)))
     return step / terms.clipping_norm

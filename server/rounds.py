@@ -155,7 +155,8 @@ def learning_rate(plan: RoundPlan, members: Iterable[Member], head: Mapping[str,
     parameters = sum(value.numel() for value in head.values())
     weights = [_weight(member, plan.weighting) for member in nodes]
     sizes = [member.declared_size for member in nodes]
-    return default_learning_rate(plan.offer.terms, parameters, sizes, weights, plan.cohort, plan.offer.model.head)
+    terms, model = plan.offer.terms, plan.offer.model
+    return default_learning_rate(terms, parameters, sizes, weights, plan.cohort, model.head, model.train)
 
 
 def choose_cohort(members: Mapping[str, Member], size: int | None, seed: int, round_: int) -> list[Member]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.heads import HEADS
 from common.privacy.plan import PrivacyTerms
-from server.defaults import LARGEST_STEP, NOISE_TOLERATED, default_clipping_norm, default_learning_rate
+from server.defaults import LARGEST_STEP, NOISE_OTHERWISE, default_clipping_norm, default_learning_rate, noise_tolerated
 
 TERMS = PrivacyTerms("record", "local", 1.0, 30, 1, 1.6, 3.0, 1e-5)
 heads, sizes_ = st.sampled_from(HEADS), st.lists(st.integers(1, 10_000), min_size=1, max_size=20)
@@ -31,8 +31,8 @@ def test_the_step_is_as_long_as_the_noise_of_all_steps_allows(
     rate = default_learning_rate(terms, parameters, sizes, [float(size) for size in sizes], None, head)
     noise = moved_by_noise(rate, terms, parameters, sizes)
     assert rate * norm <= LARGEST_STEP * (1 + 1e-9)
-    assert noise <= NOISE_TOLERATED[head] * (1 + 1e-9)
-    assert math.isclose(rate * norm, LARGEST_STEP) or math.isclose(noise, NOISE_TOLERATED[head])
+    assert noise <= noise_tolerated(head) * (1 + 1e-9)
+    assert math.isclose(rate * norm, LARGEST_STEP) or math.isclose(noise, noise_tolerated(head))
 
 
 def test_an_mlp_takes_three_times_the_step_of_a_linear_head_with_as_many_parameters() -> None:
@@ -45,8 +45,9 @@ def test_where_noise_is_small_no_head_steps_further_than_another() -> None:
     assert steps == {LARGEST_STEP / TERMS.clipping_norm}
 
 
-def test_every_head_has_a_step() -> None:
-    assert set(NOISE_TOLERATED) == set(HEADS)
+def test_of_upper_stages_adapters_take_the_long_step_and_biases_the_short_one() -> None:
+    assert noise_tolerated("upper", "biases") == noise_tolerated("linear") == NOISE_OTHERWISE
+    assert noise_tolerated("upper", "adapters") == noise_tolerated("mlp") == pytest.approx(3 * NOISE_OTHERWISE)
 
 
 def test_a_cohort_of_half_the_nodes_has_more_noise_for_each_record() -> None:

@@ -1,0 +1,147 @@
+"""The operator's commands, as far as no server has to run."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fedgraft
+from client.approvals import read_approvals
+from client.node_config import NODE_TOML, load_node_config
+from client.node_folder import KEY, environment
+from common.bundle import app_digest
+from common.privacy.keys import load_private, load_public, openssh
+from server.place import JOIN_FILE, ServerConfig, make_place
+
+
+@pytest.fixture(scope="module")
+def join(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coordinator")
+    make_place(folder, ServerConfig(names=["127.0.0.1"], port=1), "ab" * 32)
+    return folder / JOIN_FILE
+
+
+@pytest.fixture
+def home(join: Path, tmp_path: Path) -> Path:
+    for number in range(20):
+        place = tmp_path / "records" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(place / f"{number}.png")
+    options = ["--name", "north", "--data", str(tmp_path / "records"), "--home", str(tmp_path / "node")]
+    assert fedgraft.main(["node", "init", "--join", str(join), *options]) == 0
+    return tmp_path / "node"
+
+
+def typed(capsys: pytest.CaptureFixture[str], home: Path, *arguments: str) -> tuple[int, str]:
+    capsys.readouterr()
+    status = fedgraft.main(["node", *arguments, "--home", str(home)])
+    told = capsys.readouterr()
+    return status, told.out + told.err
+
+
+def test_init_makes_a_key_and_a_configuration_that_fits_the_records(home: Path) -> None:
+    config = load_node_config(home)
+    assert (config.data.classes, config.data.declared_size) == (("a", "b"), 20)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE((home / KEY).stat().st_mode) == 0o600
+    assert openssh(load_private(home / KEY).public_key()) == openssh(load_public(home / f"{KEY}.pub"))
+    assert "PRIVATE" not in (home / NODE_TOML).read_text()
+
+
+def test_init_keeps_a_node_that_is_there(
+    home: Path, join: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = (home / KEY).read_bytes()
+    status, told = typed(capsys, home, "init", "--join", str(join), "--name", "other")
+    assert status == 2
+    assert "holds a node already" in told
+    assert (home / KEY).read_bytes() == before
+
+
+def test_init_without_records_writes_a_configuration_to_be_completed(
+    join: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, told = typed(capsys, tmp_path / "other", "init", "--join", str(join), "--name", "south")
+    assert status == 0
+    assert "correct [data] in node.toml" in told
+    assert load_node_config(tmp_path / "other").data.source == "/path/to/records"
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "No such file"), ("{}", "got something else")])
+def test_a_join_file_that_is_none_is_refused(
+    text: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "x.join").write_text(text)
+    status, told = typed(capsys, tmp_path / "node", "init", "--join", str(tmp_path / "x.join"), "--name", "n")
+    assert status == 2
+    assert words in told
+    assert not (tmp_path / "node").exists()
+
+
+def test_approvals(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed(capsys, home, "approve", "app")[0] == 0
+    assert typed(capsys, home, "approve", "app", "CD" * 32)[0] == 0
+    assert set(read_approvals(home).apps) == {app_digest(), "cd" * 32}
+    status, told = typed(capsys, home, "approve", "app", "short")
+    assert (status, "64 hexadecimal digits" in told) == (2, True)
+    assert typed(capsys, home, "approve", "backbone", "pixels/8")[0] == 0
+    status, told = typed(capsys, home, "approve", "backbone", "pixel/8")
+    assert (status, "error:" in told) == (2, True)
+    assert "pixels/8" in typed(capsys, home, "approve", "list")[1]
+
+
+def test_the_doctor_says_of_each_thing_what_to_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = typed(capsys, home, "check", "--json")
+    assert status == 1
+    found = {one["subject"]: one for one in json.loads(told)}
+    assert {name for name, one in found.items() if one["state"] == "fail"} == {"server", "backbones", "apps"}
+    assert "cannot reach 127.0.0.1:1" in found["server"]["words"]
+    assert "fedgraft node approve app" in found["apps"]["words"]
+    assert "20 records readable" in found["data"]["words"]
+    (home / KEY).chmod(0o644)
+    (home / "ca.crt").write_text("nothing")
+    home.chmod(0o755)
+    next((home.parent / "records" / "a").iterdir()).write_bytes(b"broken")
+    told = typed(capsys, home, "check")[1]
+    for words in ("others can read", "is no certificate", "others can look into", "FAIL  data"):
+        assert words in told
+
+
+def test_status_says_what_is_left(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed(capsys, home, "pause")[0] == 0
+    status, told = typed(capsys, home, "status", "--json")
+    said = json.loads(told)
+    assert (status, said["paused"], said["running"]) == (0, True, False)
+    assert (said["epsilon"], said["epsilon_left"], said["rounds"]) == (0.0, 1.0, 0)
+    assert typed(capsys, home, "resume")[0] == 0
+    assert "not running" in typed(capsys, home, "status")[1]
+    assert "it was not running" in typed(capsys, home, "stop")[1]
+
+
+def test_the_ledger_is_verified_and_exported(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "intact: 1 entries" in typed(capsys, home, "ledger", "verify")[1]
+    out = tmp_path / "ledger.json"
+    assert typed(capsys, home, "ledger", "export", "--out", str(out))[0] == 0
+    assert fedgraft.main(["audit", "ledger", str(out), "--key", str(home / f"{KEY}.pub")]) == 0
+
+
+def test_flowers_programs_get_an_environment_that_tells_nobody_anything(home: Path) -> None:
+    around = environment(home)
+    assert around["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert around["FEDGRAFT_CACHE"] == str(home / "cache")
+    assert around["FEDGRAFT_NODE"] == str(home)
+
+
+@pytest.mark.parametrize("command", [["status"], ["start"], ["ledger", "verify"], ["approve", "app"], ["pause"]])
+def test_commands_without_a_node_say_what_to_do(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, told = typed(capsys, tmp_path / "none", *command)
+    assert (status, "run `fedgraft node init` first" in told) == (2, True)
+    assert not (tmp_path / "none").exists()
