@@ -141,7 +141,7 @@ def test_failed_replay_is_an_alarm_with_its_sentence():
 def test_conditional_methods_are_labelled_and_the_others_are_not():
     text = shown_page("full").text
     assert "Gaussian fit, conditional" in text
-    assert "* Conditional: Gaussian fit holds if the scores are Gaussian" in text
+    assert "* Conditional (Gaussian fit): holds if the scores are Gaussian" in text
     assert "Clopper–Pearson, conditional" not in text
     assert "onditional: Gaussian" not in shown_page("one bound").text
 

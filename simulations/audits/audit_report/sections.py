@@ -79,7 +79,7 @@ def bounds_table(audit: Audit) -> Markup:
     )
     whole = table("Lower bounds on ε", columns, rows, numeric=range(3, 10))
     notes = [
-        paragraph(f"* Conditional: {method} holds if {text}.", class_="note")
+        paragraph(f"* Conditional ({method}): holds if {text}.", class_="note")
         for method, text in words.conditions(audit).items()
     ]
     full = join([whole, paragraph(f"All at {words.terms(audit.claim)}.", class_="note"), *notes])

@@ -113,7 +113,7 @@ def conditions(audit: Audit) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for one in (one.found for one in audit.bounds if one.found.assumption):
         found.setdefault(assumed(one), []).append(METHODS[one.method])
-    return {", ".join(dict.fromkeys(methods)): clause for clause, methods in found.items()}
+    return {"; ".join(dict.fromkeys(methods)): clause for clause, methods in found.items()}
 
 
 def alarm(audit: Audit) -> str:
