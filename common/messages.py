@@ -20,7 +20,8 @@ MOST_HIDDEN = 16_384
 class Reason(StrEnum):
     """Why a node refuses: a fixed, coarse vocabulary, because free text could carry data.
 
-    ``INTERNAL`` stands for everything unforeseen; the details stay in the node's own log.
+    ``INTERNAL`` stands for everything unforeseen; the details stay in the node's own log. The last two are Flower's
+    answers, not the node's: its operator has not approved the app, or it is not there.
     """
 
     BUDGET = "budget"
@@ -29,6 +30,8 @@ class Reason(StrEnum):
     DATA = "data"
     PROTOCOL = "protocol"
     INTERNAL = "internal"
+    APP = "app"
+    ABSENT = "absent"
 
 
 class ModelSpec(BaseModel):

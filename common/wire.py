@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.constant import SType
+from flwr.common.constant import ErrorCode, SType
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -44,6 +44,12 @@ CONFIG = "config"
 TASK = "task"
 ROUND = "server-round"
 STATISTICS = "statistics"
+FLOWERS = {
+    ErrorCode.INVALID_FAB: Reason.APP,
+    ErrorCode.NODE_UNAVAILABLE: Reason.ABSENT,
+    ErrorCode.MESSAGE_UNAVAILABLE: Reason.ABSENT,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: Reason.ABSENT,
+}
 PROXIMAL_MU = "proximal-mu"
 HELLO_ACTION = "hello"
 QUERY_HELLO = f"query.{HELLO_ACTION}"
@@ -190,7 +196,7 @@ def decode_reply(message: Message) -> Reply:
         ProtocolError: it is none of the replies that a node may send.
     """
     if message.has_error():
-        return Refusal(Reason.INTERNAL)
+        return Refusal(FLOWERS.get(message.error.code, Reason.INTERNAL))
     content = message.content
     try:
         if "refusal" in content:

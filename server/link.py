@@ -82,11 +82,12 @@ class Link:
         """
         content = RecordDict({wire.CONFIG: wire.encode_task(offer)})
         known = {member.node_id for member in self.members.values()}
-        asked = [node for node in self.connected() if node not in known and self._name(node) not in self.refused]
+        asked = [node for node in self.connected() if node not in known and self._may_come(node)]
         found = list(self.members.values())
         for node_id, reply in self._ask(asked, content, wire.QUERY_HELLO).items():
             if isinstance(reply, Hello) and reply.declared_size > 0 and self._is_named(node_id, reply.name):
                 found.append(Member(reply.name, node_id, reply.declared_size))
+                self.refused.pop(self._name(node_id), None)
             else:
                 self.refused[self._name(node_id)] = _reason(reply)
         names = [member.name for member in found]
@@ -182,6 +183,10 @@ class Link:
 
     def _name(self, node_id: int) -> str:
         return str(node_id) if self.named is None else self.named[node_id]
+
+    def _may_come(self, node_id: int) -> bool:
+        """Whether a node has refused nothing yet; one that was away, or failed, is asked again."""
+        return self.refused.get(self._name(node_id), Reason.ABSENT) in (Reason.ABSENT, Reason.INTERNAL)
 
     def _is_named(self, node_id: int, name: str) -> bool:
         """Whether a node calls itself what it was registered as."""

@@ -105,6 +105,9 @@ def test_every_reply_arrives_as_it_was_sent(reply: Reply) -> None:
 def test_an_error_of_flower_is_a_refusal_without_its_text() -> None:
     message = Message(Error(1, "patient 4711 is missing"), reply_to=train_message())
     assert wire.decode_reply(message) == Refusal(Reason.INTERNAL)
+    for code, reason in ((7, Reason.APP), (5, Reason.ABSENT)):
+        message = Message(Error(code, "anything"), reply_to=train_message())
+        assert wire.decode_reply(message) == Refusal(reason)
 
 
 def changed(**changes: Any) -> ConfigRecord:
