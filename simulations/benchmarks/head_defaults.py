@@ -37,7 +37,7 @@ from common.privacy.accountant import noise_multiplier_for
 from common.privacy.plan import PrivacyTerms
 from common.targets import make_targets
 from common.tasks import PerUnitLoss, task_named
-from server.defaults import CLIPPED_AT, NOISE_TOLERATED, default_clipping_norm, default_learning_rate
+from server.defaults import CLIPPED_AT, NOISE_OTHERWISE, default_clipping_norm, default_learning_rate, noise_tolerated
 from simulations.benchmarks.tasks import DATA, minilm
 
 DELTA, SEEDS, EPSILONS = 1e-5, (1000, 1001, 1002), (3.0, 8.0, math.inf)
@@ -129,7 +129,7 @@ def main() -> None:
 
 def _row(case: Case, epsilon: float) -> list[str]:
     model, _ = _model(case)
-    like_linear = NOISE_TOLERATED[model.head] == NOISE_TOLERATED["linear"] and model.task not in CLIPPED_AT
+    like_linear = noise_tolerated(model.head, model.train) == NOISE_OTHERWISE and model.task not in CLIPPED_AT
     every = (*case.tried, TRIED[0] if like_linear else None)
     found = np.array([[_score(case, epsilon, seed, tried) for tried in every] for seed in SEEDS])
     values, losses = found[..., 0], found[..., 1].mean(axis=0)  # (seeds, tried)
@@ -152,7 +152,7 @@ def _score(case: Case, epsilon: float, seed: int, tried: tuple[float, float] | N
     count = sum(value.numel() for value in head.parameters() if value.requires_grad)
     sizes = [len(records.fit[1]) // case.nodes] * case.nodes
     kind = "linear" if tried else model.head
-    k = norm * default_learning_rate(terms, count, sizes, [1.0] * case.nodes, None, kind)
+    k = norm * default_learning_rate(terms, count, sizes, [1.0] * case.nodes, None, kind, model.train)
     clip, step = tried or (1.0, 1.0)
     norm, k = norm * clip, k * step
     with threads(1):
