@@ -18,7 +18,8 @@ from cryptography import x509
 from client.approvals import read_approvals
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import KEY, PAUSED, is_paused
-from client.own_node import LEDGERS, open_own_ledger, records_of
+from client.own_node import LEDGERS, open_own_ledger
+from client.own_records import OwnRecords
 from common.backbones.controls import load_reference
 from common.errors import FederationError
 from common.privacy.keys import load_private
@@ -134,7 +135,9 @@ def _server(folder: Path, config: NodeConfig) -> Finding:
 
 
 def _data(folder: Path, config: NodeConfig) -> Finding:
-    data = records_of(folder, config)
+    records = OwnRecords(folder, config)
+    data = records.data  # all files are read, whatever the index says
+    records.check_unit()
     words = f"{len(data)} records readable, task {data.task}, declared {config.data.declared_size}"
     if abs(len(data) - config.data.declared_size) > config.data.declared_size / 2:
         return Finding("data", "note", f"{words}: far apart, so that the noise is ill fitted; correct declared_size")

@@ -87,6 +87,22 @@ class FeatureCache:
             "for it, or give this one a cache of its own in FEDGRAFT_CACHE"
         )
 
+    def kept(
+        self, backbone: Backbone, cut: str | None, digests: NDArray[np.uint8], precision: Precision = "float32"
+    ) -> NDArray[np.float32] | None:
+        """Features of records known by their digests alone, as ``features`` gives them; None if one is missing.
+
+        Args:
+            backbone: whose stages up to ``cut`` were applied.
+            cut: last frozen stage.
+            digests: of the records, as ``LocalData.record_digests`` makes them.
+            precision: of the pass.
+        """
+        place, wanted = self.folder / address(backbone, cut, precision), as_keys(digests)
+        mark_used(place)
+        known = Segments(place)
+        return known.rows(wanted) if bool(known.contains(wanted).all()) else None
+
     def purge(self) -> int:
         """Delete every segment; returns how many bytes were freed."""
         freed = 0

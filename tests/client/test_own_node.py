@@ -21,12 +21,14 @@ from client.journal import words_for
 from client.node_config import NODE_TOML, load_node_config
 from client.node_folder import PAUSED
 from client.own_node import open_own_node
+from client.own_records import OwnRecords
 from client.training import accept_offer, train_round
 from common import places, wire
 from common.backbones.controls import load_reference
 from common.config import to_flat
 from common.data import load_source
 from common.errors import BudgetSpentError, ConfigError, FederationError, PrivacyError
+from common.features import default_cache
 from common.messages import Hello, Offer, Reason, Refusal, TrainTask, Update
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.entries import read_entries
@@ -238,7 +240,7 @@ def test_a_configuration_with_a_mistake_is_refused_in_a_sentence(
         (lambda folder: (folder / NODE_TOML).unlink(), "run `fedgraft node init` first"),
         (lambda folder: (folder / APPROVALS).write_text("{"), "remove it and approve again"),
         (lambda folder: (folder / "records" / "5").rename(folder / "records" / "ten"), "expected only the classes"),
-        (lambda folder: (folder / "records").rename(folder / "elsewhere"), "there is nothing at"),
+        (lambda folder: (folder / "records").rename(folder / "elsewhere"), "found nothing; correct data.source"),
     ],
 )
 def test_a_node_that_cannot_be_opened_says_why(spoil: Callable[[Path], Any], words: str, node_folder: Path) -> None:
@@ -279,3 +281,50 @@ def test_a_paused_node_refuses_every_message(as_own_node: Path) -> None:
     (as_own_node / PAUSED).touch()
     reply = ask(RecordDict({wire.CONFIG: wire.encode_task(small_offer())}), wire.QUERY_HELLO)
     assert wire.decode_reply(reply) == Refusal(Reason.POLICY)
+
+
+def test_files_are_read_once_and_again_when_one_changes(node_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(places.CACHE, str(node_folder / "cache"))
+    model = small_offer().model
+
+    def fresh() -> OwnRecords:
+        return OwnRecords(node_folder, load_node_config(node_folder))
+
+    first = fresh()
+    read = first.of(model)
+    again = fresh()
+    assert again.facts == {"task": "classification", "patients": False}
+    found = again.of(model)
+    assert "data" not in again.__dict__  # nothing was read
+    assert np.array_equal(found.features[found.rows], read.features[read.rows])
+    assert torch.equal(found.targets, read.targets)
+    (node_folder / "records" / "5" / "5.png").unlink()
+    changed = fresh()
+    assert len(changed.of(model)) == len(read) - 1
+    assert len(list((node_folder / "index").iterdir())) == 1
+    default_cache().purge()
+    emptied = fresh()
+    assert len(emptied.of(model)) == len(read) - 1
+    assert "data" in emptied.__dict__
+
+
+def test_a_damaged_index_is_made_anew(node_folder: Path) -> None:
+    model = small_offer().model
+    whole = OwnRecords(node_folder, load_node_config(node_folder)).of(model)
+    (path,) = (node_folder / "index").iterdir()
+    path.write_bytes(path.read_bytes()[:200])
+    anew = OwnRecords(node_folder, load_node_config(node_folder)).of(model)
+    assert torch.equal(anew.targets, whole.targets)
+
+
+def test_records_that_name_patients_need_an_acknowledgement(node_folder: Path) -> None:
+    rows = "".join(f"records/{n % 6}/{n}.png,{n % 6},p{n // 2}\n" for n in range(60))
+    (node_folder / "list.csv").write_text("path,label,patient\n" + rows)
+    configure(node_folder, 'source = "records"', 'source = "list.csv"')
+    with pytest.raises(PrivacyError, match="the data name patients"):
+        open_own_node(node_folder)
+    configure(node_folder, "delta = 1e-5", "delta = 1e-5\nacknowledge_record_unit = true")
+    assert isinstance(train_round(small_task(), open_own_node(node_folder)), Update)
+    configure(node_folder, "acknowledge_record_unit = true", "acknowledge_record_unit = false")
+    with pytest.raises(PrivacyError, match="the data name patients"):  # the index remembers
+        open_own_node(node_folder)
