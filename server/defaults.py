@@ -13,9 +13,8 @@ from common.privacy.plan import PrivacyTerms
 
 LARGEST_STEP = 2.0
 CLIPPED_AT: Mapping[str, float] = {"tokens": 0.03}  # clipping norm / sqrt(D); 0.1 for other tasks
-NOISE_TOLERATED: Mapping[tuple[str, str], float] = {("mlp", ""): 13.2, ("upper", "adapters"): 13.2}
-"""By kind of head and what of it is trained. Where most parameters lie far below the logits, noise does less harm."""
-NOISE_OTHERWISE = 4.4
+NOISE_OF_LINEAR, NOISE_OF_DEEP = 4.4, 13.2
+"""Where most parameters lie far below the logits, noise does less harm."""
 
 
 def noise_tolerated(head: str, train: str = "all") -> float:
@@ -25,7 +24,8 @@ def noise_tolerated(head: str, train: str = "all") -> float:
         head: its kind, out of ``common.heads.HEADS``.
         train: what of it is trained, where there is a choice.
     """
-    return NOISE_TOLERATED.get((head, train if head == "upper" else ""), NOISE_OTHERWISE)
+    shallow = head == "linear" or (head == "upper" and train == "biases")  # most are the classifier's own
+    return NOISE_OF_LINEAR if shallow else NOISE_OF_DEEP
 
 
 def default_clipping_norm(features: int, task: str = "classification") -> float:

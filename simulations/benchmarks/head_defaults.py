@@ -37,7 +37,7 @@ from common.privacy.accountant import noise_multiplier_for
 from common.privacy.plan import PrivacyTerms
 from common.targets import make_targets
 from common.tasks import PerUnitLoss, task_named
-from server.defaults import CLIPPED_AT, NOISE_OTHERWISE, default_clipping_norm, default_learning_rate, noise_tolerated
+from server.defaults import CLIPPED_AT, NOISE_OF_LINEAR, default_clipping_norm, default_learning_rate, noise_tolerated
 from simulations.benchmarks.tasks import DATA, minilm
 
 DELTA, SEEDS, EPSILONS = 1e-5, (1000, 1001, 1002), (3.0, 8.0, math.inf)
@@ -129,7 +129,7 @@ def main() -> None:
 
 def _row(case: Case, epsilon: float) -> list[str]:
     model, _ = _model(case)
-    like_linear = noise_tolerated(model.head, model.train) == NOISE_OTHERWISE and model.task not in CLIPPED_AT
+    like_linear = noise_tolerated(model.head, model.train) == NOISE_OF_LINEAR and model.task not in CLIPPED_AT
     every = (*case.tried, TRIED[0] if like_linear else None)
     found = np.array([[_score(case, epsilon, seed, tried) for tried in every] for seed in SEEDS])
     values, losses = found[..., 0], found[..., 1].mean(axis=0)  # (seeds, tried)

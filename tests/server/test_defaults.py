@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.heads import HEADS
 from common.privacy.plan import PrivacyTerms
-from server.defaults import LARGEST_STEP, NOISE_OTHERWISE, default_clipping_norm, default_learning_rate, noise_tolerated
+from server.defaults import LARGEST_STEP, NOISE_OF_LINEAR, default_clipping_norm, default_learning_rate, noise_tolerated
 
 TERMS = PrivacyTerms("record", "local", 1.0, 30, 1, 1.6, 3.0, 1e-5)
 heads, sizes_ = st.sampled_from(HEADS), st.lists(st.integers(1, 10_000), min_size=1, max_size=20)
@@ -45,9 +45,10 @@ def test_where_noise_is_small_no_head_steps_further_than_another() -> None:
     assert steps == {LARGEST_STEP / TERMS.clipping_norm}
 
 
-def test_of_upper_stages_adapters_take_the_long_step_and_biases_the_short_one() -> None:
-    assert noise_tolerated("upper", "biases") == noise_tolerated("linear") == NOISE_OTHERWISE
-    assert noise_tolerated("upper", "adapters") == noise_tolerated("mlp") == pytest.approx(3 * NOISE_OTHERWISE)
+def test_of_upper_stages_biases_alone_take_a_linear_heads_step() -> None:
+    assert noise_tolerated("upper", "biases") == noise_tolerated("linear") == NOISE_OF_LINEAR
+    for train in ("all", "adapters"):
+        assert noise_tolerated("upper", train) == noise_tolerated("mlp") == pytest.approx(3 * NOISE_OF_LINEAR)
 
 
 def test_a_cohort_of_half_the_nodes_has_more_noise_for_each_record() -> None:
