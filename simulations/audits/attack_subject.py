@@ -106,7 +106,10 @@ def make_subject(config: RunConfig, progress: Progress | None = None) -> Subject
     parameters = sum(value.numel() for value in head.parameters() if value.requires_grad)
     sizes = [len(share) for share in shares.values()]
     weights = [float(size) for size in sizes] if plan.weighting == "declared" else [1.0] * len(sizes)
-    rate = plan.learning_rate or default_learning_rate(plan.offer.terms, parameters, sizes, weights, plan.cohort)
+    model = plan.offer.model
+    rate = plan.learning_rate or default_learning_rate(
+        plan.offer.terms, parameters, sizes, weights, plan.cohort, model.head, model.train
+    )
     smallest = min(shares, key=lambda name: len(shares[name]))
     return Subject(config, claim, ready, parameters, rate, smallest)
 
