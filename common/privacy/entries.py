@@ -51,7 +51,10 @@ class LedgerEntry:
     @cached_property
     def body(self) -> dict[str, Any]:
         """The parsed object."""
-        value = json.loads(self.text)
+        try:
+            value = json.loads(self.text)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
         if not isinstance(value, dict):
             raise ValueError("not an object")
         return value

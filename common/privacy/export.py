@@ -124,7 +124,7 @@ def read_export(path: Path) -> LedgerExport:
     if export.to_text() != text:
         raise broken_chain(f"the export {path} is not as it was written")
     if export.public_key is not None:
-        _verify(export, parse_public(export.public_key.encode(), f"the key in {path}"), path.name)
+        _verify(export, parse_public(export.public_key.encode(errors="replace"), f"the key in {path}"), path.name)
     return export
 
 
@@ -162,7 +162,7 @@ def _parse(path: Path, text: str) -> LedgerExport:
         raise ConfigError(f"expected an export of a ledger, but {path} is something else; name another file")
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise broken_chain(f"the export {path} is cut off or was changed") from error
     if value.get("format") != FORMAT or set(value) != _KEYS:
         raise ConfigError(
@@ -194,11 +194,13 @@ def _dataset_id(entries: Sequence[LedgerEntry]) -> str:
 def _check_place(out: Path) -> None:
     """Refuse to replace a ledger, a key, or whatever else is no export."""
     try:
-        with out.open("rb") as file:
-            start = file.read(1)
-    except OSError:
+        text = out.read_bytes()
+        ours = not text or (text.startswith(b"{") and json.loads(text).get("format") == FORMAT)
+    except FileNotFoundError:
         return
-    if start not in (b"", b"{"):
+    except (OSError, ValueError, RecursionError):
+        ours = False
+    if not ours:
         raise ConfigError(f"an export must replace nothing but an export, but {out} is another; choose another file")
 
 

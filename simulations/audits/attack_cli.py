@@ -128,10 +128,13 @@ def verify(
     found = verify_report(report, key)
     if as_json:
         files = [str(path) for path in found.files]
-        typer.echo(json.dumps({"signer": found.signer, "files": files, "alarm": found.alarm, "verdict": found.verdict}))
+        said = {"alarm": found.alarm, "verdict": found.verdict, "page_checked": found.missing is None}
+        typer.echo(json.dumps({"signer": found.signer, "files": files, **said}))
         return
     for path in found.files:
         typer.echo(f"as signed   {path}")
+    if found.missing is not None:
+        typer.echo(f"page not checked: there is no {found.missing}; the page that you read may be another report's")
     typer.echo(f"signed by   {found.signer}")
     typer.echo(f"says        {found.verdict}")
 

@@ -92,7 +92,7 @@ def export(
         raise ConfigError(f"expected a ledger's own file, but {path} is an export of one already; carry it as it is")
     done = export_ledger(file.entries, out, private_key=key)
     signed = "unsigned" if done.public_key is None else f"signed by {fingerprint(done.public_key)}"
-    typer.echo(f"export      {out}, data set {done.dataset_id}, {len(done.entries)} entries, {signed}")
+    typer.echo(f"export      {out}, data set {done.dataset_id!r}, {len(done.entries)} entries, {signed}")
     typer.echo(f"chain head  {done.chain_head}")
 
 

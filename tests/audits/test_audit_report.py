@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import norm
 
+import fedgraft
 from common.errors import ConfigError, PrivacyError
 from simulations.audits.audit_report import (
     Audit,
@@ -240,9 +241,34 @@ def test_changed_report_is_refused(signed, name):
         verify_report(*signed)
 
 
-def test_report_without_its_page_is_verified(signed):
-    signed[0].with_suffix(".html").unlink()
-    assert [path.name for path in verify_report(*signed).files] == ["audit.json"]
+def test_report_without_its_page_is_verified_and_says_so(signed, capsys):
+    assert verify_report(*signed).missing is None
+    signed[0].with_suffix(".html").rename(signed[0].with_name("renamed.html"))
+    found = verify_report(*signed)
+    assert ([path.name for path in found.files], found.missing) == (["audit.json"], signed[0].with_suffix(".html"))
+    assert fedgraft.main(["audit", "verify", str(signed[0]), "--key", str(signed[1])]) == 0
+    assert "page not checked" in capsys.readouterr().out
+    assert fedgraft.main(["audit", "verify", str(signed[0]), "--key", str(signed[1]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["page_checked"] is False
+
+
+def test_the_page_in_place_of_the_file_for_machines_is_unusable_input(signed, capsys):
+    assert fedgraft.main(["audit", "verify", str(signed[0].with_suffix(".html")), "--key", str(signed[1])]) == 2
+    assert "audit.json, and the page beside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("taken", [("audit.html",), ("audit.json",), ("audit.json.sig",), ("audit.html", "audit.json")])
+def test_files_of_two_reports_signed_by_one_key_do_not_mix(tmp_path, taken):
+    private, public = make_key(tmp_path)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, found in ((first, audit()), (second, broken_audit())):
+        folder.mkdir()
+        write_report(found, open_place(folder / "audit.html", private))
+        verify_report(folder / "audit.json", public)
+    for name in taken:
+        (first / name).write_bytes((second / name).read_bytes())
+    with pytest.raises(PrivacyError, match="or they are of different reports"):
+        verify_report(first / "audit.json", public)
 
 
 def test_wrong_key_is_refused_by_name(signed, tmp_path):
@@ -268,9 +294,31 @@ def test_unsigned_report_is_refused(signed):
         verify_report(*signed)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "fedgraft audit signature 1"}', '{"format": 2}'])
+BROKEN = ["", "[]", "{}", '{"format": "fedgraft audit signature 2"}', '{"format": 2}', "[" * 100_000, "\udcff"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_broken_signature_file_is_refused(signed, content):
-    signature_path(signed[0]).write_text(content)
+    signature_path(signed[0]).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(PrivacyError, match="found something else"):
+        verify_report(*signed)
+
+
+CHANGES = [
+    {"digests": None},
+    {"digests": {"json": [1], "html": "00"}},
+    {"digests": {"json": "00" * 32}},
+    {"signature": 3},
+    {"signature": "é"},
+    {"public_key": "\ud800"},
+    {"format": ["fedgraft audit signature 2"]},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_forged_signature_file_is_refused(signed, change):
+    value = json.loads(signature_path(signed[0]).read_text())
+    signature_path(signed[0]).write_text(json.dumps({**value, **change}))
     with pytest.raises(PrivacyError, match="found something else"):
         verify_report(*signed)
 
@@ -284,11 +332,14 @@ def test_openssl_verifies_the_signature_as_well(signed, tmp_path):
     key = serialization.load_ssh_public_key(signed[1].read_bytes())
     pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "key.pem").write_bytes(pem)
-    value = json.loads(signature_path(signed[0]).read_text())["signatures"]["json"]
+    value = json.loads(signature_path(signed[0]).read_text())["signature"]
     decoded = subprocess.run(["openssl", "base64", "-d", "-A"], input=value.encode(), capture_output=True, check=True)
     (tmp_path / "signature").write_bytes(decoded.stdout)
+    page, machine = (hashlib.sha256(signed[0].with_suffix(end).read_bytes()).hexdigest() for end in (".html", ".json"))
+    (tmp_path / "text").write_text(f'fedgraft audit signature 2\n{{"html":"{page}","json":"{machine}"}}')
     options = ["-sha384", "-verify", str(tmp_path / "key.pem"), "-signature", str(tmp_path / "signature")]
-    done = subprocess.run(["openssl", "dgst", *options, str(signed[0])], capture_output=True, text=True, check=True)
+    command = ["openssl", "dgst", *options, str(tmp_path / "text")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "Verified OK" in done.stdout
 
 
@@ -302,6 +353,26 @@ def test_places_that_cannot_hold_a_report_are_refused_before_any_work(tmp_path):
         open_place(tmp_path / "folder.html", None)
     with pytest.raises(ConfigError, match="add --report"):
         place_needed(None, tmp_path / "key")
+
+
+@pytest.mark.parametrize("content", ['{"format": "fedgraft run 1"}', "{}", "[]", "hello", "[" * 100_000])
+@pytest.mark.parametrize("name", ["result.json", "result.html", "result.json.sig"])
+def test_a_report_replaces_nothing_but_a_report(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(
+        ConfigError, match=rf"nothing but an earlier report of an audit, but .*{name} is something else"
+    ):
+        open_place(tmp_path / "result.html", None)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_report_replaces_an_earlier_one_and_empty_files(signed):
+    open_place(signed[0].with_suffix(".html"), None)
+    (signed[0].parent / "new.html").touch()
+    open_place(signed[0].parent / "new.html", None)
+    signed[0].unlink()
+    with pytest.raises(ConfigError, match=r"audit\.html is something else"):
+        open_place(signed[0].with_suffix(".html"), None)
 
 
 def test_keys_that_cannot_sign_are_refused_before_any_work(tmp_path):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, FederationError, PrivacyError
 from common.privacy.canonical import canonical_json
-from common.privacy.entries import GENESIS, LedgerEntry, make_entry
+from common.privacy.entries import GENESIS, LedgerEntry, entry_hash, make_entry
 from common.privacy.export import FORMAT, export_ledger, read_export, verify_signature
 from common.privacy.keys import fingerprint
 
@@ -132,6 +132,7 @@ def test_any_changed_byte_and_any_cut_is_seen(folder: Path, tmp_path: Path, data
         (b"{}", "has None"),
         (b'{"format": "fedgraft ledger export 2"}', "export 2"),
         (b'{"format": "fedgraft led', "cut off"),
+        (b'{"format":' + b"[" * 100_000, "cut off"),
     ],
 )
 def test_what_is_no_export_is_said_to_be_none(tmp_path: Path, content: bytes, said: str) -> None:
@@ -151,6 +152,11 @@ def test_what_is_no_export_is_said_to_be_none(tmp_path: Path, content: bytes, sa
         {"at": 3},
         {"signature": "AA=="},
         {"public_key": "ecdsa-sha2-nistp384 AAAA"},
+        {"public_key": "\ud800", "signature": "AA=="},
+        {"public_key": [1], "signature": "AA=="},
+        {"entries": [{"text": "[" * 100_000, "hash": entry_hash("[" * 100_000)}]},
+        {"entries": [{"text": [1], "hash": [1]}]},
+        {"entries": {"text": 1}},
         {"entries": [{"text": entry.text, "hash": entry.hash} for entry in entries()[:2]]},
     ],
 )
@@ -207,7 +213,11 @@ def test_a_key_with_a_passphrase_is_refused(tmp_path: Path) -> None:
 def test_an_export_replaces_no_ledger_and_no_key(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"SQLite format 3\0 and so on")
     key = key_pair(tmp_path, "node")
-    for place in (tmp_path / "ledger.sqlite", key):
+    (tmp_path / "result.json").write_text('{"format": "another"}')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "deep.json").write_text('{"format":' + "[" * 100_000)
+    others = ("ledger.sqlite", "result.json", "list.json", "deep.json")
+    for place in (*(tmp_path / name for name in others), key):
         with pytest.raises(ConfigError, match="must replace nothing but an export"):
             export_ledger(entries(), place, private_key=key)
     export_ledger(entries(2), tmp_path / "out.json")

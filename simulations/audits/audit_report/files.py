@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from common.durable import write_bytes
 from common.errors import ConfigError
 from common.privacy import keys
 from simulations.audits.audit_report.audit import Audit
-from simulations.audits.audit_report.machine import to_bytes
+from simulations.audits.audit_report.machine import FORMAT, to_bytes
 from simulations.audits.audit_report.page import Seal, page
 from simulations.audits.audit_report.signature import signature_path, write_signature
 from simulations.report.svg import theme
@@ -55,7 +56,7 @@ def open_place(path: Path, private_key: Path | None) -> Place:
         private_key: of the auditor, see ``common.privacy.keys``.
 
     Raises:
-        ConfigError: the path or the key is not usable.
+        ConfigError: the path or the key is not usable, or a file there is none of an audit's report.
     """
     if path.suffix != ".html":
         raise ConfigError(f"--report must end in .html, got {path}; the file for machines is written beside it")
@@ -63,6 +64,7 @@ def open_place(path: Path, private_key: Path | None) -> Place:
     for file in (path, place.machine, signature_path(place.machine)):
         if file.exists() and not file.is_file():
             raise ConfigError(f"--report must name a file, but {file} is a folder; name another")
+    _check_replaced(place)
     if not path.parent.is_dir():
         raise ConfigError(f"--report must lie in a folder that is there, but {path.parent} is not; make it first")
     try:
@@ -72,6 +74,32 @@ def open_place(path: Path, private_key: Path | None) -> Place:
         raise ConfigError(
             f"--report must lie in a folder that can be written, {path.parent} cannot ({error.strerror}); name another"
         ) from error
+
+
+def _check_replaced(place: Place) -> None:
+    """Refuse to replace anything but an earlier report: its page is known by the file for machines beside it."""
+    signature = signature_path(place.machine)
+    ours = _format(place.machine) == FORMAT
+    known = {
+        place.machine: ours,
+        place.page: ours,
+        signature: _format(signature).startswith("fedgraft audit signature"),
+    }
+    for file, fine in known.items():
+        if file.exists() and file.stat().st_size and not fine:
+            raise ConfigError(
+                f"--report must replace nothing but an earlier report of an audit, but {file} is something else; name "
+                "another file"
+            )
+
+
+def _format(file: Path) -> str:
+    """The ``format`` that a JSON file names; empty where there is none."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(value.get("format", "")) if isinstance(value, dict) else ""
 
 
 def write_report(audit: Audit, place: Place) -> None:
