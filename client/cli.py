@@ -181,13 +181,12 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     """Say what was spent and what is left, in which runs, and whether the node runs."""
     from client.node_config import load_node_config
     from client.node_folder import is_paused
-    from client.own_node import open_own_ledger
+    from client.own_node import spent_so_far
     from common.supervisor import supervisor_of
 
     folder = _node(home)
     config = load_node_config(folder)
-    with open_own_ledger(folder, config) as opened:
-        said = opened.statement()
+    said = spent_so_far(folder, config)
     runs: dict[str, int] = {}
     for run, _ in said.committed:
         runs[run] = runs.get(run, 0) + 1
@@ -233,12 +232,16 @@ def look_at_ledger() -> None:
 def ledger_verify(home: Home = None) -> None:
     """Check the whole ledger: its structure, its chain, the kept replies."""
     from client.node_config import load_node_config
-    from client.own_node import open_own_ledger
+    from client.own_node import open_own_ledger, spent_so_far
 
     folder = _node(home)
-    with open_own_ledger(folder, load_node_config(folder)) as opened:
+    config = load_node_config(folder)
+    said = spent_so_far(folder, config)
+    if not said.entries:
+        typer.echo("there is no ledger yet: nothing was ever released")
+        return
+    with open_own_ledger(folder, config) as opened:
         opened.verify()
-        said = opened.statement()
     typer.echo(f"intact: {said.entries} entries, epsilon {said.epsilon:.4g}, chain head {said.chain_head}")
 
 
@@ -250,12 +253,12 @@ def ledger_export(
     """Write the ledger, signed with the node's key; `fedgraft audit ledger` verifies it anywhere."""
     from client.node_config import load_node_config
     from client.node_folder import KEY
-    from client.own_node import LEDGERS
+    from client.own_node import ledger_file
     from common.privacy.entries import read_entries
     from common.privacy.export import export_ledger
 
     folder = _node(home)
-    entries = read_entries(folder / LEDGERS / f"{load_node_config(folder).data.id}.sqlite")
+    entries = read_entries(ledger_file(folder, load_node_config(folder)))
     export_ledger(entries, out, private_key=folder / KEY)
     typer.echo(f"{len(entries)} entries in {out}, signed; verify with `fedgraft audit ledger {out}`")
 
@@ -266,10 +269,13 @@ def purge_cache(home: Home = None) -> None:
     import os
 
     from client.node_folder import environment
+    from client.own_records import forget_index
     from common import places
     from common.features import default_cache
 
-    os.environ[places.CACHE] = environment(_node(home))[places.CACHE]
+    folder = _node(home)
+    forget_index(folder)
+    os.environ[places.CACHE] = environment(folder)[places.CACHE]
     typer.echo(f"freed {default_cache().purge() / 2**20:,.1f} MiB")
 
 

@@ -18,7 +18,7 @@ from cryptography import x509
 from client.approvals import read_approvals
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import KEY, PAUSED, is_paused
-from client.own_node import LEDGERS, open_own_ledger
+from client.own_node import ledger_file, open_own_ledger
 from client.own_records import OwnRecords
 from common.backbones.controls import load_reference
 from common.errors import FederationError
@@ -145,7 +145,7 @@ def _data(folder: Path, config: NodeConfig) -> Finding:
 
 
 def _ledger(folder: Path, config: NodeConfig) -> Finding:
-    if not (folder / LEDGERS / f"{config.data.id}.sqlite").exists():
+    if not ledger_file(folder, config).exists():
         return Finding("ledger", "ok", "none yet: nothing was ever released")
     with open_own_ledger(folder, config) as ledger:
         ledger.verify()

@@ -112,13 +112,14 @@ class Ledger:
                 raise
         return ledger
 
-    def reserve(self, spend: Spend, plan: PrivacyPlan) -> Reservation | StoredReply:
+    def reserve(self, spend: Spend, plan: PrivacyPlan, *, whole: bool = False) -> Reservation | StoredReply:
         """Pay for one round before it is trained.
 
         Args:
             spend: run, round and head. The same spend again is a retry and costs nothing more; another head for the
                 same round is another release, and is charged.
             plan: the terms accepted for this run; it gives the cost.
+            whole: refuse the round unless the plan fits to its last one.
 
         Returns:
             A reservation, to be committed with the reply; or the reply itself where the round was committed before.
@@ -132,6 +133,8 @@ class Ledger:
         with self._transaction():
             position = self._balance.reservations.get(charge)
             if position is None:
+                if whole:
+                    self._check_whole(plan, spend.run_id)
                 self._charge(charge, plan)
                 return Reservation(self._balance.position - 1, charge, retried=False)
             if position in self._balance.committed:
@@ -168,6 +171,9 @@ class Ledger:
         """
         with _sentences(self._path):
             self._balance.extend(fetch_entries(self._connection, self._balance.position))
+        self._check_whole(plan, run_id)
+
+    def _check_whole(self, plan: PrivacyPlan, run_id: str) -> None:
         self._check_terms(plan)
         after = self._balance.with_plan(plan, run_id)
         if not after.epsilon <= self._balance.epsilon_cap:

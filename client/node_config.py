@@ -52,6 +52,9 @@ class DataSection(_Section):
     source: _Text = Field(description="A file or a folder; docs/data.md lists the forms.")
     declared_size: _Count = Field(description="Number of records that the coordinator is told; a round figure is fine.")
     classes: _Classes = Field(description="All class names, in the federation's order, present here or not.")
+    ledgers: _Text = Field(
+        "ledgers", description="Folder of the ledger; nodes of several federations on the same data must share it."
+    )
     keys: Annotated[dict[str, str], Expected("a table from roles to names in the file")] = Field(
         {}, description="The file's own names, as in a run's [data.keys]."
     )
@@ -115,15 +118,24 @@ def load_node_config(folder: Path) -> NodeConfig:
     """
     path = folder / NODE_TOML
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"expected a node in {folder}, found no {NODE_TOML}; run `fedgraft node init` first"
         ) from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"expected TOML in {path}: {error}; correct that line") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"expected text in UTF-8 in {path}: {error}; save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"could not read {path}: {error.strerror}; check its owner and mode") from None
+    return parse_node_config(text, path)
+
+
+def parse_node_config(text: str, path: Path) -> NodeConfig:
+    """Read the text of a ``node.toml``; errors as in ``load_node_config``, naming ``path``."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"expected TOML in {path}: {error}; correct that line") from None
     try:
         config = NodeConfig.model_validate({name: {} for name in NodeConfig.model_fields} | tree)
     except ValidationError as error:

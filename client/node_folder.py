@@ -12,11 +12,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.node_config import NODE_TOML, NodeConfig
+from client.approvals import APPROVALS
+from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from common import durable, places
 from common.errors import ConfigError
 from common.privacy.keys import openssh
-from common.supervisor import Program
+from common.supervisor import Program, without_proxy
 
 KEY, PUBLIC_KEY, CERTIFICATE, PAUSED = "node.key", "node.key.pub", "ca.crt", "paused"
 
@@ -31,6 +32,7 @@ certificate = "ca.crt"       # the coordinator's, from the join file
 
 [data]
 id = {id}                    # name of the data set in the ledger; data that overlap share one, for ever
+# ledgers = "/var/lib/fedgraft/ledgers"   # where the ledger is; share it if you join another federation with these data
 source = {source}            # a file or a folder; never leaves this machine
 declared_size = {size}       # number of records, told to the coordinator; a round figure is fine
 classes = {classes}          # all class names of the federation, in its order
@@ -87,6 +89,9 @@ def make_node(folder: Path, join: Join, name: str, values: dict[str, object]) ->
     """
     if (folder / NODE_TOML).exists():
         raise ConfigError(f"{folder} holds a node already; choose another --home")
+    fields = {"name": name, "id": f"{name}-data", "address": join.address, **values}
+    text = TEMPLATE.format(**{key: json.dumps(value, ensure_ascii=False) for key, value in fields.items()})
+    parse_node_config(text.replace("= NaN", "= nan").replace("= Infinity", "= inf"), folder / NODE_TOML)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -100,8 +105,6 @@ def make_node(folder: Path, join: Join, name: str, values: dict[str, object]) ->
         durable.write_bytes(folder / PUBLIC_KEY, f"{openssh(key.public_key())} {name}\n".encode())
         durable.write_bytes(folder / KEY, private, mode=0o600)
     durable.write_bytes(folder / CERTIFICATE, join.certificate.encode())
-    fields = {"name": name, "id": f"{name}-data", "address": join.address, **values}
-    text = TEMPLATE.format(**{key: json.dumps(value, ensure_ascii=False) for key, value in fields.items()})
     durable.write_bytes(folder / NODE_TOML, text.encode(), mode=0o600)
 
 
@@ -109,7 +112,7 @@ def environment(folder: Path) -> dict[str, str]:
     """For Flower's programs and ours: no telemetry, no installing, our folders, this Python's programs."""
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {
-        **os.environ,
+        **without_proxy(os.environ),
         "PATH": programs,
         places.NODE_FOLDER: str(folder),
         places.CACHE: str(folder / "cache"),
@@ -138,7 +141,7 @@ def programs(folder: Path, config: NodeConfig, runtime_port: int) -> list[Progra
     around = environment(folder)
     return [
         Program("supernode", node, around),
-        Program("apps", [sys.executable, "-m", "common.warm_executor", *apps], around),
+        Program("apps", [sys.executable, "-m", "common.warm_executor", str(folder / APPROVALS), *apps], around),
     ]
 
 

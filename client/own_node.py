@@ -11,10 +11,9 @@ from client.node_config import NodeConfig, load_node_config
 from client.node_folder import is_paused
 from client.own_records import OwnRecords
 from client.policy import Policy
-from common.errors import PrivacyError
+from common.errors import ConfigError, PrivacyError
 from common.privacy.noise import SystemRandomness
-
-LEDGERS = "ledgers"
+from common.privacy.statement import Balance, Statement
 
 
 def open_own_node(folder: Path) -> Node:
@@ -58,7 +57,31 @@ def open_own_ledger(folder: Path, config: NodeConfig) -> Ledger:
         PrivacyError: its chain is broken, or it is another data set's.
         ConfigError: it cannot be read or written.
     """
-    place = folder / LEDGERS
-    place.mkdir(mode=0o700, exist_ok=True)
-    name, privacy = config.data.id, config.privacy
-    return Ledger.open(place / f"{name}.sqlite", name, delta=privacy.delta, epsilon_cap=privacy.max_epsilon)
+    path, privacy = ledger_file(folder, config), config.privacy
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of ledgers {path.parent} cannot be made ({error.strerror}); see data.ledgers"
+        ) from error
+    return Ledger.open(path, config.data.id, delta=privacy.delta, epsilon_cap=privacy.max_epsilon)
+
+
+def ledger_file(folder: Path, config: NodeConfig) -> Path:
+    """Where the ledger of a node's data set is; nodes of several federations on the same data must share it."""
+    return folder / Path(config.data.ledgers).expanduser() / f"{config.data.id}.sqlite"
+
+
+def spent_so_far(folder: Path, config: NodeConfig) -> Statement:
+    """What a node's ledger says; of one that is not there yet, that nothing was spent, and none is made.
+
+    Raises:
+        PrivacyError: its chain is broken, or it is another data set's.
+        ConfigError: it cannot be read.
+    """
+    if ledger_file(folder, config).exists():
+        with open_own_ledger(folder, config) as ledger:
+            return ledger.statement()
+    privacy = config.privacy
+    none = Balance(dataset_id=config.data.id, delta=privacy.delta, epsilon_cap=privacy.max_epsilon)
+    return none.statement()

@@ -1,7 +1,8 @@
 """A real node's records between messages: each message is a new process, and must not read all files again.
 
 What is kept is an index: for every record its digest, by which the feature cache knows it, and its target. It is found
-again as long as the files are those that it was made of, by name, size and time.
+again as long as the files are those that it was made of, by name, size and time. A list of files elsewhere has none:
+what it lists may change without it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +95,13 @@ class OwnRecords:
                 return Records(features, np.arange(len(features), dtype=np.int64), torch.from_numpy(known[name]))
         features = default_cache().features(backbone, model.cut, self.data, precision=model.precision)
         targets = make_targets(self.data, backbone)
-        self._keep({**(known or {}), name: targets.numpy()})
+        if self._is_whole():
+            self._keep({**(known or {}), name: targets.numpy()})
         return Records(features, np.arange(len(self.data), dtype=np.int64), targets)
+
+    def _is_whole(self) -> bool:
+        """Whether the source holds the records themselves, not a list of them."""
+        return self.source.is_dir() or self.source.suffix == ".npz" or self.data.modality in ("text", "words", "pair")
 
     @cached_property
     def _path(self) -> Path:
@@ -102,7 +110,14 @@ class OwnRecords:
         if not source.exists():
             raise ConfigError(f"expected records at {source}, found nothing; correct data.source in node.toml")
         seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
-        made_of = canonical_json({"files": seen, "keys": dict(section.keys), "classes": list(section.classes)})
+        made_of = canonical_json(
+            {
+                "release": version("fedgraft"),
+                "files": seen,
+                "keys": dict(section.keys),
+                "classes": list(section.classes),
+            }
+        )
         return self.folder / INDEX / f"{hashlib.sha256(made_of.encode()).hexdigest()}.npz"
 
     def _index(self) -> dict[str, NDArray[Any]] | None:
@@ -122,3 +137,8 @@ class OwnRecords:
         for other in self._path.parent.glob("*.npz"):
             if other != self._path:
                 other.unlink(missing_ok=True)
+
+
+def forget_index(folder: Path) -> None:
+    """Delete the index of a node's folder, half-written ones included."""
+    shutil.rmtree(folder / INDEX, ignore_errors=True)

@@ -5,6 +5,11 @@ Usage: ``python -m client.supernode FOLDER`` and then the arguments of ``flower-
 
 from __future__ import annotations
 
+from common.supervisor import end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()  # before anything takes time
+
 import hashlib
 import importlib
 import logging
@@ -17,8 +22,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from flwr.common.constant import SubStatus
 from flwr.supercore.fab import Fab
 from flwr.supernode import start_client_internal as flower
+from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR, InMemoryNodeState
 
 from client.approvals import read_approvals
 from common.errors import ConfigError
@@ -68,7 +75,18 @@ def patch(folder: Path) -> None:
     def start_with_approvals(**options: Any) -> None:
         start(**{**options, "trusted_entities": {"operator": "of this node"}})
 
+    finish = InMemoryNodeState.finish_task
+
+    def finish_and_answer(state: InMemoryNodeState, task_id: int, sub_status: str, details: str) -> bool:
+        """Flower answers for an app that failed without a reply only where it is an agent's; the node would hang."""
+        finished = finish(state, task_id, sub_status, details)
+        if finished and sub_status == SubStatus.FAILED:
+            runs = {task.run_id for task in state.get_tasks(task_ids=[task_id])}
+            state._store_error_replies(runs, CLIENT_APP_CRASHED_ERROR)
+        return finished
+
     for module, name, value in (
+        (InMemoryNodeState, "finish_task", finish_and_answer),
         (flower, "_init_connection", connected),
         (flower, "_verify_fab", lambda fab, _: "valid_license" in fab.verifications),
         (flower, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))),

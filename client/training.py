@@ -56,7 +56,7 @@ def train_round(task: TrainTask, node: Node) -> Update:
     module = trained_head(task.offer.model, task.head)  # one that does not fit is refused before anything is paid
     with node.open_ledger() as ledger:
         spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=arrays_digest(task.head))
-        reservation = ledger.reserve(spend, plan)
+        reservation = ledger.reserve(spend, plan, whole=not node.policy.partial)
         if isinstance(reservation, StoredReply):
             return egress.release_update(safetensors.torch.load(reservation.reply), task.head)
         records = node.records(task.offer.model)  # sensitive from here

@@ -51,10 +51,10 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    backbone: str
-    backbone_digest: str
-    cut: str
-    head: str
+    backbone: str = Field(max_length=1024, pattern=r"^[^\x00-\x1f]*$")  # it ends up in logs
+    backbone_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    cut: str = Field(max_length=256, pattern=r"^[^\x00-\x1f]*$")
+    head: str = Field(max_length=64, pattern=r"^[^\x00-\x1f]*$")
     hidden: int = Field(ge=1, le=MOST_HIDDEN)
     classes: tuple[str, ...] = Field(min_length=1)
     task: TaskName = "classification"

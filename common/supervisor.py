@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,8 @@ GRACE_S = 10.0
 POLL_S = 0.1
 LOG_BYTES = 10_000_000
 PR_SET_PDEATHSIG = 1
+SUPERVISOR = "FEDGRAFT_SUPERVISOR"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,13 @@ class _Running:
     began: float = 0.0
     wait_s: float = 0.5
     due: float = 0.0
+
+
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with no proxy between programs of one machine."""
+    named = [environment.get(key, "") for key in ("NO_PROXY", "no_proxy")]
+    hosts = ",".join(dict.fromkeys(name for text in (*named, ",".join(LOOPBACK)) for name in text.split(",") if name))
+    return {**environment, "NO_PROXY": hosts, "no_proxy": hosts}
 
 
 def supervise(programs: Sequence[Program], folder: Path, said: Callable[[str], None]) -> None:
@@ -101,7 +110,8 @@ def stop_supervisor(folder: Path, timeout_s: float = 2 * GRACE_S) -> bool:
     process = supervisor_of(folder)
     if process is None:
         return False
-    os.kill(process, signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it ended just now
+        os.kill(process, signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
     while supervisor_of(folder) is not None:
         if time.monotonic() > deadline:
@@ -112,13 +122,17 @@ def stop_supervisor(folder: Path, timeout_s: float = 2 * GRACE_S) -> bool:
     return True
 
 
-def end_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, however it ends (Linux)."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Have the kernel end this process when its parent ends, however it ends (Linux).
+
+    Args:
+        parent: its process id; by default the supervisor's, as it told this process.
+    """
+    expected = parent or int(os.environ.get(SUPERVISOR, os.getppid()))
     if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it ended just now
-            os.kill(os.getpid(), signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != expected:  # it has ended already
+            os._exit(1)
 
 
 def _keep(one: _Running, folder: Path, said: Callable[[str], None]) -> None:
@@ -149,7 +163,7 @@ def _start(program: Program, folder: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
-            env=dict(program.environment),
+            env={**program.environment, SUPERVISOR: str(os.getpid())},
             cwd=folder,
             start_new_session=True,  # Ctrl-C is for the supervisor, which ends them in order
         )
@@ -173,15 +187,25 @@ def _end(one: _Running) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     with (folder / PID_FILE).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"expected to be alone in {folder}, it is started already; stop it first") from None
+        deadline = time.monotonic() + 1.0  # somebody who only looks lets go at once
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"expected to be alone in {folder}, it is started already; stop it first"
+                    ) from None
+                time.sleep(POLL_S)
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 @contextmanager

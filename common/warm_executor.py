@@ -1,22 +1,38 @@
 """Starts the apps of a federation in processes forked from one that has imported torch already.
 
 Flower's SuperExec starts a new Python for each message, which imports torch and Flower for seconds; a fork takes
-milliseconds. The app's own code still comes from the bundle that Flower unpacks, as if a new process had started.
+milliseconds. The app's own code still comes from the bundle that Flower unpacks, as if a new process had started: each
+time from its bytes, into a folder of its own, and only if the operator has approved their SHA-256, whoever hands them
+out.
 
-Usage: ``python -m common.warm_executor`` with Flower's arguments ``--runtime-api-address``, ``--parent-pid``, and
-``--root-certificates`` or ``--insecure``.
+Usage: ``python -m common.warm_executor APPROVED`` and then Flower's arguments ``--runtime-api-address``, and
+``--root-certificates`` or ``--insecure``. APPROVED is a JSON file whose ``apps`` has the digests as keys.
 """
 
 from __future__ import annotations
 
+from common.supervisor import end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()  # before anything takes time
+
 import argparse
+import hashlib
+import importlib
+import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import opacus.validators  # noqa: F401 (imported here, once, for all)
 import torch  # noqa: F401
+from flwr.app import Error
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec import run_superexec as superexec
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
@@ -28,12 +44,22 @@ APPS: dict[TaskType, Callable[[], None]] = {
     TaskType.CLIENT_APP: flwr_clientapp,
     TaskType.SERVER_APP: flwr_serverapp,
 }
+RUNNERS = ("flwr.supernode.runtime.run_clientapp", "flwr.superlink.runtime.run_serverapp")
+FINDERS = ("flwr.clientapp.utils", "flwr.superlink.runtime.run_serverapp")
+SCRATCH = "apps-"
 
 log = logging.getLogger("fedgraft.executor")
 
 
 class ForkingExecutor:
-    """Flower's ``Executor``: forks for each task instead of starting a program."""
+    """Flower's ``Executor``: forks for each task instead of starting a program.
+
+    Args:
+        approved: the file with the digests of the bundles that may run.
+    """
+
+    def __init__(self, approved: Path) -> None:
+        self._approved = approved
 
     def get_eligible_capacity(
         self, supported_task_types: set[TaskType], *, insecure: bool = False, root_certificates_path: str | None = None
@@ -53,12 +79,13 @@ class ForkingExecutor:
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Fork, and run the app in the child."""
+        parent = os.getpid()
         try:
             child = os.fork()
         except OSError as error:
             return LaunchResult.failed(str(error))
         if child == 0:
-            _become(spec)
+            _become(spec, self._approved, parent)
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
@@ -73,15 +100,43 @@ class ForkingExecutor:
         """Children end with their tasks, or with this process."""
 
 
-def _become(spec: ExecutionSpec) -> None:
+def approved_only(install: Callable[..., Any], approved: Path) -> Callable[..., Any]:
+    """Flower's installation of a bundle, for those bytes only whose SHA-256 is in the file at that moment."""
+
+    def checked(content: bytes, *arguments: Any, **options: Any) -> Any:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in json.loads(approved.read_bytes())["apps"]:
+            log.warning("refused the app with SHA-256 %s: nobody approved it here", digest)
+            raise PermissionError("this app is not approved")
+        return install(content, *arguments, **options)
+
+    return checked
+
+
+def confined(find: Callable[..., Path]) -> Callable[..., Path]:
+    """Flower's way to the folder of an app, refusing one beside those that this process has unpacked."""
+
+    def checked(*arguments: Any) -> Path:
+        found = find(*arguments)
+        if found.resolve().parent.parent != Path(os.environ["FLWR_HOME"]).resolve():
+            raise PermissionError("an app must be named as its bundle is")
+        return found
+
+    return checked
+
+
+def _become(spec: ExecutionSpec, approved: Path, parent: int) -> None:
     """Run an app as its own program would, and end."""
-    status = 1
+    status, scratch = 1, None
     try:
+        end_with_parent(parent)
+        scratch = tempfile.mkdtemp(prefix=SCRATCH, dir=os.environ["FLWR_HOME"])
+        os.environ["FLWR_HOME"] = scratch
+        _confine(approved)
+        tls = ["--insecure"] if spec.insecure else ["--root-certificates", str(spec.root_certificates_path)]
+        sys.argv = ["app", "--runtime-api-address", spec.runtime_api_address, "--token", spec.token, *tls]
         for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
             del sys.modules[name]
-        tls = ["--insecure"] if spec.insecure else ["--root-certificates", str(spec.root_certificates_path)]
-        parent = ["--parent-pid", str(os.getppid())]
-        sys.argv = ["app", "--runtime-api-address", spec.runtime_api_address, "--token", spec.token, *tls, *parent]
         APPS[spec.task_type]()
         status = 0
     except SystemExit as error:
@@ -91,24 +146,46 @@ def _become(spec: ExecutionSpec) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
         os._exit(status)
+
+
+def _confine(approved: Path) -> None:
+    """Put the approval in, and keep the text of what goes wrong from leaving (flwr is pinned for it)."""
+    for name in RUNNERS:
+        module = importlib.import_module(name)
+        _replace(module, "install_from_fab", approved_only(module.install_from_fab, approved))
+    for name in FINDERS:
+        module = importlib.import_module(name)
+        _replace(module, "get_project_dir", confined(module.get_project_dir))
+    _replace(importlib.import_module(RUNNERS[0]), "Error", lambda code, reason: Error(code, "the app failed"))
+
+
+def _replace(module: ModuleType, name: str, value: object) -> None:
+    if not hasattr(module, name):
+        raise RuntimeError(f"expected flwr 1.39, whose {module.__name__} has {name}")
+    setattr(module, name, value)
 
 
 def main() -> None:
     """Ask a SuperLink or a SuperNode for tasks until its process ends."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("approved", type=Path)
     parser.add_argument("--runtime-api-address", required=True)
     parser.add_argument("--root-certificates")
     parser.add_argument("--insecure", action="store_true")
-    parser.add_argument("--parent-pid", type=int)
     options = parser.parse_args()
-    executor = ForkingExecutor()
-    setattr(superexec, "get_executor", lambda *_, **__: executor)  # noqa: B010 (Flower's factory knows only its own)
+    home = Path(os.environ["FLWR_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    for left in home.glob(f"{SCRATCH}*"):  # by apps that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    executor = ForkingExecutor(options.approved)
+    _replace(superexec, "get_executor", lambda *_, **__: executor)
     superexec.run_superexec(
         runtime_api_address=options.runtime_api_address,
         insecure=options.insecure,
         root_certificates_path=options.root_certificates,
-        parent_pid=options.parent_pid,
         runtime_dependency_install=False,
     )
 

@@ -21,7 +21,7 @@ from server.coordinator import propose
 from server.link import Link
 from server.outcome import conclude
 from server.rounds import run_rounds
-from server.run_folder import FAILURE, expected_nodes, keep_config, named_nodes, run_folder, run_identity
+from server.run_folder import FAILURE, alone_in, expected_nodes, keep_config, named_nodes, run_folder, run_identity
 
 app = ServerApp()
 
@@ -37,7 +37,8 @@ def main(grid: Grid, context: Context) -> None:
         if named is None:
             run(config, grid, folder, expected_nodes(context))
         else:
-            run_deployed(config, grid, folder, named)
+            with alone_in(folder):
+                run_deployed(config, grid, folder, named)
     except FederationError as error:
         durable.write_json(folder / FAILURE, {"kind": type(error).__name__, "message": str(error)})
         raise

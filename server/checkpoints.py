@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from common import durable
 from common.errors import ConfigError
 
+ASKED = "asked.jsonl"
 KEEP = 3  # checkpoints; older ones are deleted once a newer one is safe
 
 Line = dict[str, Any]
@@ -54,6 +55,28 @@ class RunStore:
 
     folder: Path
     run_id: str
+
+    def note_asked(self, round_: int, names: Sequence[str]) -> None:
+        """Remember, durably and before they are asked, which nodes may pay for a round, whatever becomes of it.
+
+        Raises:
+            ConfigError: the disk is full.
+        """
+        try:
+            with (self.folder / ASKED).open("a") as file:
+                file.write(json.dumps({"round": round_, "nodes": list(names)}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(f"could not write {self.folder / ASKED}: {error.strerror}; free some space") from error
+
+    def asked(self) -> dict[str, set[int]]:
+        """Node name to the rounds that it was ever asked for."""
+        found: dict[str, set[int]] = {}
+        for line in read_lines(self.folder / ASKED):
+            for name in line["nodes"]:
+                found.setdefault(name, set()).add(line["round"])
+        return found
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and, once it is safe, its line in the round log.

@@ -65,10 +65,15 @@ def init(
 @server.command("start", epilog="Example: fedgraft server start")
 def start(home: Home = None) -> None:
     """Run the server until it is stopped, starting again what ends; for a terminal or a service manager."""
+    from common.bundle import app_digest
+    from common.ports import check_free
     from common.supervisor import supervise
     from server.superlink import programs
 
     place = _place(home)
+    for address, port in ((place.config.bind, place.config.port), ("127.0.0.1", place.config.control_port)):
+        check_free(address, port)
+    place.approve(app_digest())
     typer.echo(f"serving nodes at {place.config.names[0]}:{place.config.port}; logs in {place.folder / 'logs'}")
     supervise(programs(place), place.folder, typer.echo)
 

@@ -123,8 +123,8 @@ class Link:
         updates: dict[str, Message] = {}
         asked = list(messages)
         failed = {name_of[message.metadata.dst_node_id]: "no reply" for message in asked}
-        for message in self._exchange(asked):
-            name = name_of[message.metadata.src_node_id]
+        for node_id, message in self._exchange(asked):
+            name = name_of[node_id]
             reply = _decode(message)
             if isinstance(reply, Update) and _shapes(reply.head) == _shapes(head):
                 updates[name] = _in_order(message, reply.head, head)
@@ -166,16 +166,19 @@ class Link:
 
     def _ask(self, node_ids: Iterable[int], content: RecordDict, kind: str) -> dict[int, Reply]:
         messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in node_ids]
-        return {message.metadata.src_node_id: _decode(message) for message in self._exchange(messages)}
+        return {node_id: _decode(message) for node_id, message in self._exchange(messages)}
 
-    def _exchange(self, messages: list[Message]) -> Iterator[Message]:
-        """Send messages and give out the replies as they come, until all are there or the time is over."""
-        waiting = set(self.grid.push_messages(messages))
+    def _exchange(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
+        """Send messages and give out the replies as they come, until all are there or the time is over.
+
+        With each reply comes the node that was asked: of one that is away, Flower's SuperLink answers in its own name.
+        """
+        asked = [message.metadata.dst_node_id for message in messages]
+        waiting = dict(zip(self.grid.push_messages(messages), asked, strict=True))
         deadline = math.inf if self.timeout_s is None else time.monotonic() + self.timeout_s
         while waiting:
-            for reply in self.grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
+            for reply in self.grid.pull_messages(list(waiting)):
+                yield waiting.pop(reply.metadata.reply_to_message_id), reply
             if time.monotonic() > deadline:
                 return
             if waiting:

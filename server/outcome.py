@@ -12,10 +12,11 @@ from common import durable
 from common.config import BASELINES, RunConfig
 from common.data.federation import Federation
 from common.features import cached_backbone
+from common.messages import Reason
 from common.model import classifier_width
 from common.model_folder import ModelFacts, save_model
 from common.privacy.accountant import epsilon_by_round
-from server.checkpoints import Checkpoint, read_lines
+from server.checkpoints import Checkpoint, RunStore, read_lines
 from server.coordinator import Proposal
 
 RESULT, ROUNDS, MODEL = "result.json", "rounds.jsonl", "model"
@@ -55,7 +56,7 @@ def _result(
     return {
         "accuracy": {"federated": scores.accuracy, **dict.fromkeys(BASELINES)},
         "metrics": {"loss": loss, **scores.metrics(federation.data.classes)},
-        "privacy": _privacy(config, proposal, final),
+        "privacy": _privacy(folder, config, proposal),
         "bytes": {"per_round_per_node": _bytes_a_node(lines), "backbone_once": 0},
         "timing_s": {"features": None, "rounds": sum(line["seconds"] for line in lines), "total": None},
         "rounds": final.round,
@@ -81,14 +82,26 @@ def _result(
     }
 
 
-def _privacy(config: RunConfig, proposal: Proposal, final: Checkpoint) -> dict[str, Any]:
+def _paid(folder: Path, proposal: Proposal) -> dict[str, set[int]]:
+    """Rounds that each node may have paid for: all that it was asked for, but those that its budget refused."""
+    refused = {
+        (name, line["round"])
+        for line in read_lines(folder / ROUNDS)
+        for name, reason in line["failed"].items()
+        if reason == Reason.BUDGET.value
+    }
+    asked = RunStore(folder, proposal.plan.offer.run_id).asked()
+    return {name: {round_ for round_ in rounds if (name, round_) not in refused} for name, rounds in asked.items()}
+
+
+def _privacy(folder: Path, config: RunConfig, proposal: Proposal) -> dict[str, Any]:
     """What this run spent at each node as far as the server knows; the nodes' ledgers hold what they ever spent."""
     terms = proposal.plan.offer.terms
-    table = epsilon_by_round(terms)
+    table, paid = epsilon_by_round(terms), _paid(folder, proposal)
     return {
         "unit": terms.unit,
         "delta": terms.delta,
-        "epsilon_per_node": {name: table[rounds] for name, rounds in sorted(final.participation.items())},
+        "epsilon_per_node": {name: table[len(rounds)] for name, rounds in sorted(paid.items())},
         "epsilon_budget": config.privacy.epsilon,
         "noise_multiplier": terms.noise_multiplier,
         "sampling_rate": terms.sampling_rate,

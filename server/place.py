@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common import durable, places
 from common.errors import ConfigError
+from common.supervisor import without_proxy
 from server.certificates import Certificates, certificates_in, make_certificates
 
 SERVER_TOML, JOIN_FILE, NODES = "server.toml", "federation.join", "nodes.json"
+APPROVED = "approved.json"
 RUNS, RUN_IDS = "runs", "run-ids"
 PORT, CONTROL_PORT = 9092, 9093
 JOIN_FORMAT = 1
@@ -91,7 +93,7 @@ class Place:
         """For Flower's programs and ours: no telemetry, no installing, our folders, this Python's programs."""
         programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         return {
-            **os.environ,
+            **without_proxy(os.environ),
             "PATH": programs,
             places.SERVER_FOLDER: str(self.folder),
             "FLWR_HOME": str(self.flower_home),
@@ -100,6 +102,10 @@ class Place:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         }
+
+    def approve(self, app_sha256: str) -> None:
+        """Let server apps of this bundle run, and no others: the one that this installation makes."""
+        durable.write_json(self.folder / APPROVED, {"apps": {app_sha256: "as installed"}}, mode=0o600)
 
     def nodes(self) -> dict[str, Registered]:
         """Registered nodes by name.

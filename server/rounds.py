@@ -93,6 +93,8 @@ def run_rounds(
     while state.round < plan.rounds and not out_of_patience(store, plan.patience):
         if link.named is not None:
             link.offer(plan.offer)  # to those that have come since
+            cohort = choose_cohort(link.members, plan.cohort, plan.seed, state.round + 1)
+            store.note_asked(state.round + 1, [member.name for member in cohort])
         state = run_round(state, plan, link, strategy, evaluate, watch)
         store.save(state)
     return state

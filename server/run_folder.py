@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import Context
@@ -17,6 +21,7 @@ CONFIG = "config.toml"
 FAILURE = "failure.json"
 IDENTITY = "run.json"
 NODES = "nodes.json"
+LOCK = "lock"
 
 
 def run_folder(context: Context) -> Path:
@@ -52,6 +57,38 @@ def expected_nodes(context: Context) -> int | None:
     """How many nodes an in-process engine plays, which may be fewer than configured; None if unsaid."""
     nodes = context.node_config.get("nodes")
     return None if nodes is None else int(nodes)
+
+
+@contextmanager
+def alone_in(folder: Path, timeout_s: float = 120.0) -> Iterator[None]:
+    """Keep every other server app out of a run's folder; one that lost its SuperLink takes a while to end.
+
+    Raises:
+        ConfigError: another one stays.
+    """
+    with (folder / LOCK).open("a") as file:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"expected to be alone in {folder}, another server app is at work there; stop it, then resume"
+                    ) from None
+                time.sleep(0.1)
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a server app is at work in a run's folder."""
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def keep_config(folder: Path, config: RunConfig) -> None:

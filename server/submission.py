@@ -13,14 +13,14 @@ from pathlib import Path
 import tomli_w
 
 from common import durable, errors
-from common.bundle import assemble
+from common.bundle import app_digest, assemble
 from common.config import RunConfig, dump_toml, load_config, to_flat
 from common.errors import ConfigError, FederationError
 from server.checkpoints import Line, read_lines
 from server.control import run_status, stop_run, submit
 from server.outcome import RESULT, ROUNDS
 from server.place import Place
-from server.run_folder import CONFIG, FAILURE, NODES
+from server.run_folder import CONFIG, FAILURE, NODES, is_held
 
 FLOWER_RUN = "flower-run.json"
 POLL_S = 0.2
@@ -70,14 +70,18 @@ def start_run(place: Place, folder: Path) -> int:
         raise ConfigError(f"expected a run in {folder}, found no {CONFIG}; `fedgraft server status` lists the runs")
     if (folder / RESULT).exists():
         raise ConfigError(f"the run {folder.name} is finished; its model is in {folder / 'model'}")
-    if is_played(place, folder):
+    if is_held(folder):
         raise ConfigError(f"the run {folder.name} is being played; follow it with `fedgraft server status`")
+    before = flower_run(folder)
+    if before is not None and is_played(place, folder):  # Flower has not noticed yet that its server app is gone
+        stop_run(place, before)
     (folder / FAILURE).unlink(missing_ok=True)
     config = load_config(folder / CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
         app = assemble(Path(scratch) / "app")
         flat = Path(scratch) / "run.toml"
         flat.write_text(tomli_w.dumps(to_flat(config)), encoding="utf-8")
+        place.approve(app_digest())
         run_id = submit(place, app, flat)
     place.note_run(run_id, folder.name)
     durable.write_json(folder / FLOWER_RUN, {"run_id": run_id})

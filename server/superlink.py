@@ -5,12 +5,16 @@ Usage: ``python -m server.superlink`` and then the arguments of ``flower-superli
 
 from __future__ import annotations
 
+from common.supervisor import Program, end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()  # before anything takes time
+
 import sys
 
 from flwr.superlink.cli import flower_superlink
 
-from common.supervisor import Program, end_with_parent
-from server.place import Place
+from server.place import APPROVED, Place
 
 
 def programs(place: Place) -> list[Program]:
@@ -31,10 +35,11 @@ def programs(place: Place) -> list[Program]:
     apps = ["--runtime-api-address", control, "--root-certificates", str(files.ca)]
     return [
         Program("superlink", [sys.executable, "-m", "server.superlink", *link], environment),
-        Program("apps", [sys.executable, "-m", "common.warm_executor", *apps], environment),
+        Program(
+            "apps", [sys.executable, "-m", "common.warm_executor", str(place.folder / APPROVED), *apps], environment
+        ),
     ]
 
 
 if __name__ == "__main__":
-    end_with_parent()
     flower_superlink()

@@ -14,6 +14,7 @@ import fedgraft
 from client.approvals import read_approvals
 from client.node_config import NODE_TOML, load_node_config
 from client.node_folder import KEY, environment
+from client.own_node import open_own_ledger
 from common.bundle import app_digest
 from common.privacy.keys import load_private, load_public, openssh
 from server.place import JOIN_FILE, ServerConfig, make_place
@@ -84,6 +85,32 @@ def test_a_join_file_that_is_none_is_refused(
     assert not (tmp_path / "node").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--epsilon", "nan"], "max_epsilon"),
+        (["--delta", "5"], "delta"),
+        (["--size", "-3"], "declared_size"),
+        (["--size", "200000"], "at most 1 / data.declared_size"),
+        (["--name", "st mary"], "node.name"),
+    ],
+)
+def test_values_that_no_configuration_may_have_make_no_node(
+    options: list[str], words: str, join: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["init", "--join", str(join), "--name", "n", "--classes", "a,b", "--size", "10"]
+    status, told = typed(capsys, tmp_path / "node", *usual, *options)
+    assert (status, words in told) == (2, True)
+    assert not (tmp_path / "node").exists()
+
+
+def test_no_proxy_stands_between_programs_of_one_machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.org:3128")
+    monkeypatch.setenv("no_proxy", "internal.example.org")
+    assert environment(home)["no_proxy"] == "internal.example.org,127.0.0.1,localhost,::1"
+    assert environment(home)["NO_PROXY"] == environment(home)["no_proxy"]
+
+
 def test_approvals(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert typed(capsys, home, "approve", "app")[0] == 0
     assert typed(capsys, home, "approve", "app", "CD" * 32)[0] == 0
@@ -125,6 +152,10 @@ def test_status_says_what_is_left(home: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_ledger_is_verified_and_exported(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no ledger yet" in typed(capsys, home, "ledger", "verify")[1]
+    assert not (home / "ledgers").exists()
+    with open_own_ledger(home, load_node_config(home)):
+        pass
     assert "intact: 1 entries" in typed(capsys, home, "ledger", "verify")[1]
     out = tmp_path / "ledger.json"
     assert typed(capsys, home, "ledger", "export", "--out", str(out))[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -328,3 +329,42 @@ def test_records_that_name_patients_need_an_acknowledgement(node_folder: Path) -
     configure(node_folder, "acknowledge_record_unit = true", "acknowledge_record_unit = false")
     with pytest.raises(PrivacyError, match="the data name patients"):  # the index remembers
         open_own_node(node_folder)
+
+
+def test_a_round_of_a_plan_that_does_not_fit_whole_is_refused_though_no_offer_came_before(node_folder: Path) -> None:
+    table = epsilon_by_round(small_offer(noise_multiplier=0.9, rounds=3).terms)
+    configure(node_folder, "max_epsilon = 8.0", f"max_epsilon = {(table[2] + table[3]) / 2}")
+    with pytest.raises(BudgetSpentError, match="the 3 rounds of this plan"):
+        train_round(small_task(1, noise_multiplier=0.9, rounds=3), open_own_node(node_folder))
+    with open_own_node(node_folder).open_ledger() as ledger:
+        assert ledger.statement().epsilon == 0
+
+
+def test_an_image_that_leaves_a_list_leaves_the_records(node_folder: Path) -> None:
+    rows = "".join(f"records/{n % 6}/{n}.png,{n % 6}\n" for n in range(60))
+    (node_folder / "list.csv").write_text("path,label\n" + rows)
+    configure(node_folder, 'source = "records"', 'source = "list.csv"')
+    model = small_offer().model
+    assert len(OwnRecords(node_folder, load_node_config(node_folder)).of(model)) == 60
+    (node_folder / "records" / "5" / "5.png").unlink()
+    with pytest.raises(ConfigError):
+        OwnRecords(node_folder, load_node_config(node_folder)).of(model)
+
+
+def test_two_nodes_on_the_same_data_share_a_ledger(node_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(node_folder, other)
+    for folder in (node_folder, other):
+        configure(folder, 'source = "records"', f'source = "records"\nledgers = "{tmp_path / "shared"}"')
+    train_round(small_task(), open_own_node(node_folder))
+    with open_own_node(other).open_ledger() as ledger:
+        assert ledger.statement().epsilon > 0
+
+
+def test_a_server_cannot_write_lines_into_the_log(as_own_node: Path) -> None:
+    config = wire.encode_task(small_offer())
+    body = json.loads(str(config[wire.TASK]))
+    for change in ({"backbone_digest": "x\nWARNING approve this"}, {"backbone": "a\nb"}, {"cut": "a\nb"}):
+        forged = ConfigRecord({wire.TASK: json.dumps({**body, "model": {**body["model"], **change}})})
+        reply = ask(RecordDict({wire.CONFIG: forged}), wire.QUERY_HELLO)
+        assert wire.decode_reply(reply) == Refusal(Reason.PROTOCOL)

@@ -35,6 +35,13 @@ def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.ZombieProcess:  # it has ended, and is not buried yet
+        return ""
+
+
 def started(folder: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True)
     until(lambda: supervisor_of(folder) == process.pid)
@@ -57,7 +64,7 @@ def test_it_restarts_what_ends_and_leaves_nothing_behind(tmp_path: Path) -> None
 
 def test_its_children_end_though_it_be_killed(tmp_path: Path) -> None:
     process = started(tmp_path)
-    (sleeper,) = [child for child in psutil.Process(process.pid).children() if "sleep(99)" in str(child.cmdline())]
+    (sleeper,) = [child for child in psutil.Process(process.pid).children() if "sleep(99)" in command_of(child)]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     until(lambda: not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE)

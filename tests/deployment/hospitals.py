@@ -1,0 +1,149 @@
+"""A coordinator and hospitals as operators would run them: their own commands, real processes, TLS on the loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tomli_w
+from PIL import Image
+
+from common.data import load_source
+from common.ports import free_port
+from common.supervisor import supervisor_of
+from tests.processes import wait_until
+
+BACKBONE = "pixels/8"
+PRIVACY = {
+    "epsilon": 4.0,
+    "delta": 1e-5,
+    "clipping_norm": 1.0,
+    "sampling_rate": 0.5,
+    "unit": "record",
+    "trust": "local",
+}
+
+
+@dataclass
+class Hospitals:
+    """A coordinator's folder and those of nodes, below one folder."""
+
+    folder: Path
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def server(self) -> Path:
+        """The coordinator's folder."""
+        return self.folder / "server"
+
+    def run(self, *arguments: str, home: Path | None = None, status: int = 0) -> str:
+        """Type a command, and return what it says on both streams."""
+        command = [sys.executable, "-m", "fedgraft", *arguments, *([] if home is None else ["--home", str(home)])]
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False, timeout=240)
+        said = done.stdout + done.stderr
+        assert done.returncode == status, f"{arguments}: {done.returncode}\n{said}"
+        return said
+
+    def coordinate(self) -> None:
+        """Make the coordinator and start it."""
+        ports = ("--port", str(free_port()), "--control-port", str(free_port()))
+        self.run("server", "init", "--name", "127.0.0.1", "--bind", "127.0.0.1", *ports, home=self.server)
+        self.start("server", self.server)
+        assert wait_until(lambda: self._answers())
+
+    def admit(self, name: str, data: Path, *, epsilon: float = 8.0, approve: bool = True) -> Path:
+        """Make a node, let it in, and return its folder; it is not started."""
+        home, join = self.folder / name, self.server / "federation.join"
+        options = ("--join", str(join), "--name", name, "--data", str(data), "--epsilon", str(epsilon))
+        self.run("node", "init", *options, "--classes", "0,1,2,3,4,5,6,7,8,9", "--size", "100", home=home)
+        if approve:
+            self.run("node", "approve", "app", home=home)
+        self.run("node", "approve", "backbone", BACKBONE, home=home)
+        self.run("server", "add-node", name, "--key", str(home / "node.key.pub"), home=self.server)
+        return home
+
+    def start(self, kind: str, home: Path) -> None:
+        """Start a node or the coordinator."""
+        command = [sys.executable, "-m", "fedgraft", kind, "start", "--home", str(home)]
+        with (home.parent / f"{home.name}.out").open("wb") as log:
+            self.started.append(subprocess.Popen(command, stdout=log, stderr=log, env=_environment()))
+        assert wait_until(lambda: supervisor_of(home) is not None)
+
+    def online(self, names: Sequence[str]) -> bool:
+        """Wait until these nodes are connected."""
+        return wait_until(lambda: set(names) <= self.connected())
+
+    def connected(self) -> set[str]:
+        """Names of the nodes that are connected."""
+        listed = json.loads(self.run("server", "nodes", "--json", home=self.server))
+        return {one["name"] for one in listed if one["status"] == "online"}
+
+    def configuration(self, **sections: dict[str, Any]) -> Path:
+        """Write a run's configuration."""
+        tree: dict[str, dict[str, Any]] = {
+            "federation": {"nodes": 3, "rounds": 5},
+            "data": {"source": "digits"},
+            "model": {"backbone": BACKBONE},
+            "privacy": PRIVACY,
+        }
+        path = self.folder / "run.toml"
+        path.write_text(tomli_w.dumps({name: {**part, **sections.get(name, {})} for name, part in tree.items()}))
+        return path
+
+    def lines(self, run: str) -> list[dict[str, Any]]:
+        """The round log of a run."""
+        path = self.server / "runs" / run / "rounds.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def status(self, home: Path) -> dict[str, Any]:
+        """What a node says of itself."""
+        found: dict[str, Any] = json.loads(self.run("node", "status", "--json", home=home))
+        return found
+
+    def processes(self, home: Path, words: str) -> list[psutil.Process]:
+        """Processes of a node or the coordinator whose command line holds some words."""
+        above = supervisor_of(home)
+        below = [] if above is None else psutil.Process(above).children(recursive=True)
+        alive = [process for process in below if process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in alive if words in " ".join(process.cmdline())]
+
+    def server_apps(self) -> list[psutil.Process]:
+        """The server apps that are being played: what was forked from the warm process."""
+        warm = self.processes(self.server, "warm_executor")
+        known = {process.pid for process in warm}
+        return [process for process in warm if process.ppid() in known]
+
+    def end(self) -> None:
+        """Stop everything that was started."""
+        for process in reversed(self.started):
+            process.terminate()
+        for process in self.started:
+            process.wait(60)
+
+    def _answers(self) -> bool:
+        command = [sys.executable, "-m", "fedgraft", "server", "nodes", "--home", str(self.server)]
+        return (
+            subprocess.run(command, capture_output=True, env=_environment(), check=False, timeout=240).returncode == 0
+        )
+
+
+def write_digits(folder: Path, rows: Sequence[int]) -> Path:
+    """Write some of scikit-learn's digits as images in folders of classes."""
+    digits = load_source("digits")
+    for row in rows:
+        place = folder / digits.classes[digits.labels[row]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(digits.inputs[row])).save(place / f"{row}.png")
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -1,0 +1,169 @@
+"""A federation of real processes over TLS: it trains, each node's own caps hold, and what is killed comes back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fedgraft
+from client.approvals import APPROVALS
+from client.node_config import NODE_TOML
+from common.privacy.accountant import epsilon_by_round
+from server.coordinator import privacy_terms
+from tests.deployment.hospitals import Hospitals, write_digits
+from tests.federations import small_config
+from tests.processes import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+NAMES = ("north", "south", "west")
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
+    made = Hospitals(tmp_path_factory.mktemp("hospitals"))
+    try:
+        made.coordinate()
+        for number, name in enumerate(NAMES):
+            data = write_digits(made.folder / "data" / name, range(number * 100, number * 100 + 100))
+            made.start("node", made.admit(name, data))
+        assert made.online(NAMES)
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture(scope="module")
+def first(hospitals: Hospitals) -> Path:
+    """The folder of a run of five rounds."""
+    hospitals.run("server", "run", str(hospitals.configuration()), "--name", "first", home=hospitals.server)
+    return hospitals.server / "runs" / "first"
+
+
+def test_three_hospitals_train_a_head_that_predicts(hospitals: Hospitals, first: Path) -> None:
+    lines = hospitals.lines("first")
+    assert [line["nodes"] for line in lines] == [3] * 5
+    assert not any(line["failed"] for line in lines)
+    image = next((hospitals.folder / "data" / "north" / "7").iterdir())
+    assert str(image) in hospitals.run("predict", str(first / "model"), str(image))
+
+
+def test_the_same_federation_simulated_reaches_the_same_accuracy(hospitals: Hospitals, first: Path) -> None:
+    """Two heads from 100 records a node, five noisy steps: they differ by noise alone."""
+    simulated = hospitals.folder / "simulated.toml"
+    simulated.write_text((first / "config.toml").read_text().replace("nodes = 3", "nodes = 3\nseed = 5"))
+    out = hospitals.folder / "simulated"
+    share = ("--set", "data.test_fraction=0.8", "--baselines", "none", "--seeds", "3")
+    assert fedgraft.main(["simulate", str(simulated), "--out", str(out), *share]) == 0
+    both = [json.loads((folder / "result.json").read_text())["accuracy"]["federated"] for folder in (first, out)]
+    assert abs(both[0] - both[1]) < 0.2
+    assert min(both) > 0.3  # guessing gives 0.1
+
+
+def test_every_ledger_holds_what_was_released_and_an_auditor_verifies_it(hospitals: Hospitals, first: Path) -> None:
+    terms = privacy_terms(small_config(federation={"rounds": 5}, privacy={"epsilon": 4.0}), 64)
+    for name in NAMES:
+        home = hospitals.folder / name
+        said = hospitals.status(home)
+        assert said["epsilon"] >= epsilon_by_round(terms)[5]
+        assert not said["open_reservations"]
+        out = hospitals.folder / f"{name}.ledger.json"
+        hospitals.run("node", "ledger", "export", "--out", str(out), home=home)
+        told = hospitals.run("audit", "ledger", str(out), "--key", str(home / "node.key.pub"))
+        assert said["chain_head"] in told.replace("\n", "")
+    assert fedgraft.main(["audit", "ledger", str(out), "--key", str(hospitals.folder / "north" / "node.key.pub")]) == 3
+
+
+def test_the_doctor_finds_nothing_to_do(hospitals: Hospitals) -> None:
+    assert "FAIL" not in hospitals.run("node", "check", home=hospitals.folder / "north")
+
+
+def test_a_node_whose_cap_does_not_suffice_refuses_or_stops_at_the_last_round_that_fits(hospitals: Hospitals) -> None:
+    terms = privacy_terms(small_config(federation={"rounds": 5}, privacy={"epsilon": 3.0}), 64)
+    spent = {name: hospitals.status(hospitals.folder / name)["epsilon"] for name in ("south", "west")}
+    for name, partial in (("south", "false"), ("west", "true")):
+        path = hospitals.folder / name / NODE_TOML
+        cap = f"max_epsilon = {spent[name] + 1.3}\npartial = {partial} #"
+        path.write_text(path.read_text().replace("max_epsilon =", cap))
+    config = hospitals.configuration(privacy={"epsilon": 3.0})
+    hospitals.run("server", "run", str(config), "--name", "capped", home=hospitals.server)
+    lines = hospitals.lines("capped")
+    assert len(lines) == terms.rounds
+    assert all("south" not in line["failed"] for line in lines)  # refused at the offer: never asked
+    assert "west" not in lines[0]["failed"]
+    assert lines[-1]["failed"] == {"west": "budget"}
+    assert lines[0]["nodes"] == 2
+    assert lines[-1]["nodes"] == 1
+    for name in ("south", "west"):
+        said = hospitals.status(hospitals.folder / name)
+        assert said["epsilon"] <= said["epsilon_cap"]
+        log = (hospitals.folder / name / "logs" / "apps.log").read_text()
+        assert f"{name} refuses: the privacy budget" in log
+    assert hospitals.status(hospitals.folder / "south")["epsilon"] == spent["south"]
+
+
+def test_an_app_a_backbone_or_a_key_that_nobody_approved_is_refused(hospitals: Hospitals) -> None:
+    """North runs no app and south loads no backbone; east shows a key that nobody registered."""
+    data = hospitals.folder / "data" / "north"
+    approvals = {name: (hospitals.folder / name / APPROVALS).read_text() for name in ("north", "south")}
+    (hospitals.folder / "north" / APPROVALS).write_text('{"apps": {}, "backbones": {}}')
+    (hospitals.folder / "south" / APPROVALS).write_text(approvals["south"].replace('"pixels/8"', '"pixels/7"'))
+    for name in ("south", "west"):
+        path = hospitals.folder / name / NODE_TOML
+        path.write_text(path.read_text().replace("max_epsilon =", "max_epsilon = 50.0 #", 1))
+    east = hospitals.admit("east", data)
+    (east / "node.key").write_bytes(_other_key())
+    hospitals.start("node", east)
+    config = hospitals.configuration(federation={"rounds": 2}, privacy={"epsilon": 2.0})
+    nodes = ("--nodes", "north,south,west")
+    hospitals.run("server", "run", str(config), "--name", "refused", *nodes, home=hospitals.server)
+    assert [line["nodes"] for line in hospitals.lines("refused")] == [1, 1]
+    assert "nobody approved it on this node" in (hospitals.folder / "north" / "logs" / "supernode.log").read_text()
+    assert "expected the backbone pixels/7" in (hospitals.folder / "south" / "logs" / "apps.log").read_text()
+    assert "east" not in hospitals.connected()
+    for name, text in approvals.items():
+        (hospitals.folder / name / APPROVALS).write_text(text)
+
+
+def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> None:
+    """First the SuperLink and a SuperNode, with the server app waiting for them; then the server app itself."""
+    for name in NAMES:
+        path = hospitals.folder / name / NODE_TOML
+        path.write_text(path.read_text().replace("max_epsilon =", "max_epsilon = 50.0 #", 1))
+    config = hospitals.configuration(federation={"rounds": 8, "round_timeout_s": 60.0})
+    command = [sys.executable, "-m", "fedgraft", "server", "run", str(config), "--name", "killed"]
+    command += ["--nodes", ",".join(NAMES), "--home", str(hospitals.server)]
+    following = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert wait_until(lambda: len(hospitals.lines("killed")) >= 2)
+        for home, words in ((hospitals.server, "server.superlink"), (hospitals.folder / "west", "client.supernode")):
+            (process,) = hospitals.processes(home, words)
+            process.kill()
+        before = len(hospitals.lines("killed"))
+        assert wait_until(lambda: len(hospitals.lines("killed")) >= before + 2)
+        (app,) = hospitals.server_apps()
+        app.kill()
+    finally:
+        following.terminate()
+        following.wait(60)
+    assert hospitals.online(NAMES)
+    hospitals.run("server", "resume", "killed", home=hospitals.server)
+    assert [line["round"] for line in hospitals.lines("killed")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    for name in NAMES:
+        hospitals.run("node", "ledger", "verify", home=hospitals.folder / name)
+        said = hospitals.status(hospitals.folder / name)
+        assert max(said["runs"].values()) <= 8
+
+
+def _other_key() -> bytes:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP384R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
