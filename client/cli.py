@@ -79,7 +79,7 @@ def check(home: Home = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@approve.callback()
+@approve.callback(epilog="Example: fedgraft node approve app")
 def let() -> None:
     """Approve software and backbones; nothing else is ever run or loaded here."""
 
@@ -223,7 +223,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     typer.echo(f"chain head  {said.chain_head}")
 
 
-@ledger.callback()
+@ledger.callback(epilog="Example: fedgraft node ledger verify")
 def look_at_ledger() -> None:
     """Check the ledger, or write it down for an auditor."""
 
