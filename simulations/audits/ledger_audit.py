@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from common.config import RunConfig
 from common.errors import BrokenChainError, PrivacyError
+from common.privacy.entries import broken_chain
 from common.privacy.statement import Statement, statement_of
-from simulations.audits.config_match import matching_runs
+from simulations.audits.config_match import ConfigMatch, match_config
 from simulations.audits.ledger_checks import compare, oddities, over_caps
 from simulations.audits.ledger_files import LedgerFile
 from simulations.audits.ledger_history import History, history_of
@@ -102,14 +103,22 @@ def audit_ledgers(
 
 def _by_data_set(files: Sequence[LedgerFile]) -> list[tuple[LedgerFile, ...]]:
     """Bring files of one data set together, the longest first."""
-    groups: dict[object, list[LedgerFile]] = {}
+    groups: dict[str, list[LedgerFile]] = {}
     for file in files:
-        groups.setdefault(file.entries[0].body.get("dataset_id"), []).append(file)
+        groups.setdefault(_data_set(file), []).append(file)
     ordered = [sorted(group, key=lambda file: -len(file.entries)) for group in groups.values()]
     for longest, *others in ordered:
         for other in others:
             _check_copy(longest, other)
     return [tuple(group) for group in ordered]
+
+
+def _data_set(file: LedgerFile) -> str:
+    first = file.entries[0]
+    name = first.body.get("dataset_id")
+    if first.kind != "opened" or not isinstance(name, str):
+        raise broken_chain(f"{file.path.name} does not begin with the entry that opens a ledger")
+    return name
 
 
 def _check_copy(longest: LedgerFile, other: LedgerFile) -> None:
@@ -139,12 +148,15 @@ def _audit(files: tuple[LedgerFile, ...], heads: Sequence[str], config: RunConfi
     began = time.perf_counter()
     entries = files[0].entries
     try:
-        statement, history = statement_of(entries), history_of(entries)
+        history = history_of(entries)  # first, as it checks types
+        statement = statement_of(entries)
     except BrokenChainError as error:
         raise BrokenChainError(f"{files[0].path.name}: {error}") from error
     computed = epsilons((plan.charged for plan in history.plans), history.delta)
     notes, problems = compare(history, statement, computed)
-    runs, mismatch = (None, None) if config is None else matching_runs(config, history)
+    recomputed = computed.rdp if history.adaptive else computed.tight
+    match = None if config is None else match_config(config, history, max(statement.epsilon, recomputed))
+    said = match or ConfigMatch((), (), ())
     where = f"data set {history.dataset_id!r}: "
     return LedgerFinding(
         files=files,
@@ -153,9 +165,9 @@ def _audit(files: tuple[LedgerFile, ...], heads: Sequence[str], config: RunConfi
         epsilons=computed,
         whole=tuple(tight_and_rdp([plan.steps(plan.plan.terms.steps)], history.delta)[0] for plan in history.plans),
         anchors=tuple(entry.position for entry in entries if entry.hash in heads),
-        runs=runs,
-        notes=(*notes, *oddities(history)),
-        problems=tuple(where + problem for problem in (*problems, *over_caps(history), *filter(None, [mismatch]))),
+        runs=None if match is None else match.runs,
+        notes=(*notes, *oddities(history), *said.notes),
+        problems=tuple(where + problem for problem in (*problems, *over_caps(history), *said.problems)),
         seconds=time.perf_counter() - began,
     )
 

@@ -27,7 +27,7 @@ def compare(history: History, statement: Statement, computed: Epsilons) -> tuple
     if _counts(history) != (statement.steps, statement.committed, statement.open_reservations):
         return [], ["its statement must count the events that it holds, but counts others; do not rely on it"]
     reference = computed.rdp if history.adaptive else computed.tight
-    notes = [_which_claim(history, computed)] if history.charges else []
+    notes = [_which_claim(history, computed) if history.charges else "No round was charged: nothing was spent."]
     problems = []
     if statement.epsilon < reference * (1 - TOLERANCE) - SLACK:
         problems.append(

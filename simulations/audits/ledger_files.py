@@ -6,11 +6,11 @@ import hashlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from common.errors import BrokenChainError, ConfigError
 from common.privacy.entries import LedgerEntry, broken_chain, read_entries, verify_chain
@@ -110,13 +110,18 @@ def _settled(path: Path) -> Iterator[Path]:
 
 def _check_file(path: Path, entries: Sequence[LedgerEntry]) -> None:
     """Check SQLite's structure, and that kept replies are those that were committed: a cut-off chain leaves some."""
-    committed = {e.body.get("reservation"): e.body.get("reply_sha256") for e in entries if e.kind == "commit"}
+    commits = [entry.body for entry in entries if entry.kind == "commit"]
+    committed = {body.get("reservation"): body.get("reply_sha256") for body in commits if _is_number(body)}
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise broken_chain("the file is damaged")
             for reservation, reply in connection.execute("SELECT reservation, reply FROM replies"):
-                if committed.get(reservation) != hashlib.sha256(reply).hexdigest():
+                if not isinstance(reply, bytes) or committed.get(reservation) != hashlib.sha256(reply).hexdigest():
                     raise broken_chain(f"the reply kept for entry {reservation} is not one that was committed")
     except sqlite3.Error as error:
         raise broken_chain(f"the file is damaged ({error})") from error
+
+
+def _is_number(body: Mapping[str, Any]) -> bool:
+    return isinstance(body.get("reservation"), int)

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import FederationError
 from common.privacy.entries import LedgerEntry, broken_chain
-from common.privacy.plan import PrivacyPlan
+from common.privacy.plan import MAX_STEPS, PrivacyPlan
 from simulations.audits.recompute import Steps
 
 
@@ -133,7 +133,7 @@ def history_of(entries: Sequence[LedgerEntry]) -> History:
     for entry in entries:
         try:
             read.take(entry)
-        except (LookupError, TypeError, ValueError, FederationError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError, RecursionError, FederationError) as error:
             raise broken_chain(f"entry {entry.position} makes no sense where it stands") from error
     plans = _with_charges(read.plans, read.charges)
     return History(read.dataset_id, read.delta, plans, tuple(read.caps), entries[-1].hash, len(entries))
@@ -153,9 +153,11 @@ class _Read:
         body, position = entry.body, entry.position
         at = _text(body, "at") if "at" in body else None
         if entry.kind == "opened":
-            self.dataset_id, self.delta = _text(body, "dataset_id"), _number(body, "delta")
+            self.dataset_id, self.delta = _text(body, "dataset_id"), _delta(body)
         if entry.kind in ("opened", "cap"):
             self.caps.append(Cap(position, _number(body, "epsilon_cap"), at))
+            if entry.kind == "cap" and {"dataset_id", "delta"} & set(body):
+                raise ValueError("a cap changes nothing else")
         elif entry.kind == "plan":
             key = (_text(body, "run_id"), _text(body, "digest"))
             self.plans[key] = AcceptedPlan(position, key[0], PrivacyPlan.from_dict(body["plan"]), at)
@@ -177,7 +179,7 @@ def _with_charges(
 
 def _charge(body: Mapping[str, Any], position: int, at: str | None) -> Charge:
     steps, round = body["steps"], body["round"]
-    if not (isinstance(steps, int) and isinstance(round, int) and steps > 0):
+    if type(steps) is not int or type(round) is not int or not 0 < steps <= MAX_STEPS:
         raise ValueError("no round")
     run_id, digest, head = (_text(body, key) for key in ("run_id", "digest", "head"))
     return Charge(position, run_id, digest, round, head, steps, at)
@@ -195,3 +197,10 @@ def _number(body: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
         raise ValueError("no number")
     return float(value)
+
+
+def _delta(body: Mapping[str, Any]) -> float:
+    value = _number(body, "delta")
+    if value >= 1:
+        raise ValueError("no delta")
+    return value

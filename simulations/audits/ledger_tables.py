@@ -116,8 +116,6 @@ def _lines(audit: LedgerAudit) -> Iterator[str]:
 def _notes(ledgers: Sequence[LedgerFinding]) -> Iterator[tuple[str, str]]:
     for one in ledgers:
         yield from ((note, one.history.dataset_id) for note in one.notes)
-        if one.runs:
-            yield f"The configuration fits run {', '.join(one.runs)}.", one.history.dataset_id
 
 
 def _chain_lines(one: LedgerFinding) -> Iterator[str]:

@@ -17,8 +17,9 @@ from dp_accounting import gaussian_mechanism
 
 import fedgraft
 from client.ledger import Ledger, Reservation, Spend
+from common.config import load_config
 from common.errors import FederationError, PrivacyError
-from common.privacy.entries import GENESIS, LedgerEntry, make_entry, read_entries
+from common.privacy.entries import GENESIS, LedgerEntry, entry_hash, make_entry, read_entries
 from common.privacy.export import export_ledger
 from common.privacy.plan import PrivacyTerms
 from simulations.audits import recompute
@@ -344,6 +345,51 @@ def test_another_configuration_is_refused_key_by_key(folder, tmp_path, capsys, b
     assert json.loads(out)["error"]["kind"] == "PrivacyError"
 
 
+BARE = replace(FULL, noise_multiplier=1.2)
+
+
+@pytest.mark.parametrize(("rounds", "wrong"), [(30, False), (31, True), (60, True)])
+def test_a_run_that_fits_is_charged_no_more_than_its_rounds(rounds, wrong):
+    found = audit_ledgers(
+        [crafted(opened(FULL), accepted(FULL), *charged(FULL, range(rounds)))], config=load_config(DIGITS)
+    )
+    assert bool(found.problems) == wrong
+    assert ("at most the 30 rounds" in " ".join(found.problems)) == wrong
+    assert ("at most the configuration's ε = 3" in " ".join(found.problems)) == wrong
+
+
+def test_a_run_charged_twice_its_rounds_is_a_status(tmp_path, capsys):
+    path = spend(tmp_path / "d.sqlite", FULL, 60, epsilon_cap=100.0)
+    assert run("ledger", path) == 0
+    assert run("ledger", path, "--config", DIGITS) == 3
+    assert "was charged 60" in capsys.readouterr().err
+
+
+def test_what_the_configuration_does_not_cover_is_said_beside_what_fits(tmp_path, capsys):
+    path = spend(tmp_path / "d.sqlite", FULL, 30, epsilon_cap=1000.0)
+    assert run("ledger", path, "--config", DIGITS) == 0
+    assert "But" not in capsys.readouterr().out
+    spend(path, BARE, 20, run="second", epsilon_cap=1000.0)
+    assert run("ledger", path, "--config", DIGITS) == 0
+    said = capsys.readouterr().out
+    total = one(path).recomputed
+    for text in (
+        "fits run run.",
+        "does not fit what was charged to run 'second' (ε = ",
+        f"spent ε = {total:.4g} in all",
+    ):
+        assert text in said
+    assert "the configuration promises 3." in said
+
+
+def test_two_runs_of_one_configuration_spend_more_than_it_promises():
+    runs = [(name, accepted(FULL, name), charged(FULL, range(30), name)) for name in ("a", "b")]
+    bodies = [body for _, plan, charges in runs for body in (plan, *charges)]
+    (finding,) = audit_ledgers([crafted(opened(FULL), *bodies)], config=load_config(DIGITS)).ledgers
+    assert (finding.runs, finding.problems) == (("a", "b"), ())
+    assert "in all, the configuration promises 3." in finding.notes[-1]
+
+
 # --- bad files
 
 
@@ -354,9 +400,12 @@ def edited(folder: Path, tmp_path: Path, statement: str) -> Path:
     with closing(sqlite3.connect(path)) as connection:
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             connection.execute(f"DROP TRIGGER {name}")
-        connection.execute(statement)
+        connection.executescript(statement)
         connection.commit()
     return path
+
+
+REPLIES = "DROP TABLE replies; CREATE TABLE replies AS SELECT 60 AS reservation, {} AS reply"
 
 
 @pytest.mark.parametrize(
@@ -369,6 +418,9 @@ def edited(folder: Path, tmp_path: Path, statement: str) -> Path:
         ("DELETE FROM entries WHERE position > 50", "the reply kept for entry 60"),
         ("DELETE FROM entries", "does not begin"),
         ("UPDATE replies SET reply = x'00'", "the reply kept for entry 60"),
+        (REPLIES.format("'text'"), "the reply kept for entry 60"),
+        (REPLIES.format("NULL"), "the reply kept for entry 60"),
+        (REPLIES.format("12"), "the reply kept for entry 60"),
         ("DROP TABLE entries", "no such table"),
         ("DROP TABLE replies", "no such table"),
     ],
@@ -386,6 +438,71 @@ def test_a_chain_that_makes_no_sense_is_refused():
         audit_ledgers([crafted(opened(FULL), *charged(FULL, [1]))])
     with pytest.raises(PrivacyError, match="entry 1 makes no sense"):
         audit_ledgers([crafted(opened(FULL), ("cap", {"epsilon_cap": "much"}))])
+
+
+HUGE, DEEP = 10**400, "[" * 100_000
+LIMITS: dict[str, object] = {"dataset_id": "d", "delta": 1e-5, "epsilon_cap": 8.0}
+PLAN = accepted(FULL)[1]
+CHARGE = charged(FULL, [1])[0][1]
+TERMS = FULL.for_node(1).to_dict()
+FORGED: dict[str, list[tuple[str, dict[str, object]]]] = {
+    "no entry that opens": [("cap", {"epsilon_cap": 1.0})],
+    "name is a list": [("opened", {**LIMITS, "dataset_id": ["d"]})],
+    "delta above 1": [("opened", {**LIMITS, "delta": 2.0})],
+    "delta is huge": [("opened", {**LIMITS, "delta": HUGE})],
+    "delta is a list": [("opened", {**LIMITS, "delta": [1]})],
+    "cap is huge": [("opened", {**LIMITS, "epsilon_cap": HUGE})],
+    "later cap is huge": [("opened", LIMITS), ("cap", {"epsilon_cap": HUGE})],
+    "a cap changes delta": [("opened", LIMITS), ("cap", {"epsilon_cap": 1.0, "delta": 1e-3})],
+    "unknown kind": [("opened", LIMITS), ("other", {})],
+    "run is a list": [("opened", LIMITS), ("plan", {**PLAN, "run_id": [1]})],
+    "plan is a list": [("opened", LIMITS), ("plan", {**PLAN, "plan": [1]})],
+    "size is huge": [("opened", LIMITS), ("plan", {**PLAN, "plan": {**TERMS, "declared_size": HUGE}})],
+    "round is a list": [("opened", LIMITS), ("plan", PLAN), ("reserve", {**CHARGE, "round": [1]})],
+    "round is true": [("opened", LIMITS), ("plan", PLAN), ("reserve", {**CHARGE, "round": True})],
+    "steps are huge": [("opened", LIMITS), ("plan", PLAN), ("reserve", {**CHARGE, "steps": HUGE})],
+    "head is a list": [("opened", LIMITS), ("plan", PLAN), ("reserve", {**CHARGE, "head": [1]})],
+    "reservation is a list": [("opened", LIMITS), ("commit", {"reservation": [1], "reply_sha256": "x"})],
+    "reservation is huge": [("opened", LIMITS), ("commit", {"reservation": HUGE, "reply_sha256": "x"})],
+    "reply is a list": [
+        ("opened", LIMITS),
+        ("plan", PLAN),
+        ("reserve", CHARGE),
+        ("commit", {"reservation": 2, "reply_sha256": [1]}),
+    ],
+}
+
+
+def written(path: Path, entries: Sequence[LedgerEntry]) -> Path:
+    """A database with these entries and no replies."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE entries (position INTEGER PRIMARY KEY, text, hash)")
+        connection.execute("CREATE TABLE replies (reservation, run_id, round, reply)")
+        rows = [(one.position, one.text, one.hash) for one in entries]
+        connection.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+        connection.commit()
+    return path
+
+
+@pytest.mark.parametrize("name", list(FORGED))
+def test_forged_chains_are_one_sentence_and_a_status(tmp_path, capsys, name):
+    path = written(tmp_path / "forged.sqlite", crafted(*FORGED[name]).entries)
+    assert run("ledger", path) == 3
+    err = capsys.readouterr().err
+    assert "forged.sqlite" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"position":0,"previous":' + DEEP, "[]", "1" * 5000, b"x", None, 3])
+def test_entries_that_are_no_objects_are_one_sentence_and_a_status(tmp_path, capsys, text):
+    hash = entry_hash(text) if isinstance(text, str) else ""
+    assert run("ledger", written(tmp_path / "forged.sqlite", [LedgerEntry(0, text, hash)])) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_ledger_without_a_charge_says_that_nothing_was_spent(tmp_path, capsys):
+    assert run("ledger", spend(tmp_path / "d.sqlite", FULL, 0)) == 0
+    assert "No round was charged: nothing was spent." in capsys.readouterr().out
 
 
 def test_every_cut_of_a_file_is_seen(folder, tmp_path):
