@@ -149,7 +149,7 @@ def node_for(
         declared_size=specimen.declared_size,
         classes=model.classes,
         task=model.task,
-        policy=Policy(cap, terms.delta, terms.unit),
+        policy=Policy(cap, terms.delta, terms.unit, partial=True),  # or a long plan is refused before its first round
         simulated=True,
         open_ledger=lambda: Ledger.open(path, name, delta=terms.delta, epsilon_cap=cap, durable=False),
         records=lambda model: place.records,
