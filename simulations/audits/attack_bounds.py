@@ -13,7 +13,7 @@ from simulations.audits.attack_request import ceiling
 from simulations.audits.audit_report import ALARM_LEVEL, Bound
 from simulations.audits.estimators import GAUSSIAN_ASSUMPTION, clopper_pearson, gaussian_fit
 from simulations.audits.findings import Claim, LowerBound, Threat, Vector
-from simulations.audits.one_run import count_correct, one_run, one_run_fdp, one_run_p_value, plan_guesses
+from simulations.audits.one_run import can_show, count_correct, one_run, one_run_fdp, plan_guesses
 from simulations.audits.trade_offs import Family, sampled_gaussian_family, with_memory
 from simulations.audits.two_sample import two_sample
 
@@ -42,10 +42,9 @@ class Scored:
     seconds: float
 
 
-def canaries_needed(delta: float, confidence: float) -> int:
-    """The least number of canaries in one run from which right guesses alone show something, for an alarm as well."""
-    sure = max(confidence, 1 - ALARM_LEVEL)
-    return next(count for count in range(1, 100_000) if one_run_p_value(count, count, count, 0.0, delta) <= 1 - sure)
+def one_run_can_show(method: str, canaries: int, delta: float, confidence: float) -> bool:
+    """Whether a method of ``ONE_RUN`` would show anything with this confidence if no guess were wrong."""
+    return can_show(canaries, delta, confidence, family=method == "one-run-fdp")
 
 
 def family_of(claim: Claim) -> Family:
@@ -89,6 +88,8 @@ def one_run_bounds(
 ) -> list[Bound]:
     """Bound epsilon by the guesses on the many canaries of one run, with every method of ``ONE_RUN`` that is asked for.
 
+    What an alarm goes by is left out where even right guesses alone could not raise one.
+
     Args:
         scored: of the attack.
         included: which canaries took part, shape (m,).
@@ -102,12 +103,11 @@ def one_run_bounds(
     found = []
     for method in (name for name in ONE_RUN if name in methods):
         began = perf_counter()
-        values = [
-            _guessed(method, included, scores, expected, claim, level, family)
-            for level in (confidence, 1 - ALARM_LEVEL)
-        ]
-        bound = _bound(scored, method, values[0], None, claim, confidence, _assumption(method, family))
-        found.append(_timed(Bound(bound, values[1], None), scored.seconds + perf_counter() - began))
+        low = _guessed(method, included, scores, expected, claim, confidence, family)
+        loud = one_run_can_show(method, len(scores), claim.delta, 1 - ALARM_LEVEL)
+        sure = _guessed(method, included, scores, expected, claim, 1 - ALARM_LEVEL, family) if loud else None
+        bound = _bound(scored, method, low, None, claim, confidence, _assumption(method, family))
+        found.append(_timed(Bound(bound, sure, None), scored.seconds + perf_counter() - began))
     return found
 
 

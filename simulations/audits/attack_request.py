@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from simulations.audits.audit_report import ALARM_LEVEL
 from simulations.audits.estimators import clopper_pearson
 from simulations.audits.findings import THREATS, Threat
+from simulations.audits.one_run import canaries_needed
 
 CANARIES = ("gradient", "mislabelled", "out-of-distribution", "records")
 BOUNDS = ("clopper-pearson", "two-sample", "two-sample-fdp", "gaussian-fit", "one-run", "one-run-fdp")
@@ -89,21 +90,42 @@ def check_heads(request: Request, delta: float) -> None:
     """Make sure that an attack that never errs would show something, at the confidence asked for and for an alarm.
 
     Raises:
-        ConfigError: there are too few heads; the sentence says how many are needed.
+        ConfigError: there are too few heads, and the sentence says how many are needed; or no number of heads is
+            enough for a method that was named.
     """
+    sure = max(request.confidence, 1 - ALARM_LEVEL)
+    needed = 2 * scores_needed(delta, sure) if "clopper-pearson" in request.bounds else 0
+    if request.heads < needed and needed >= (LEAST_SHADOWS if request.memberships else 0):
+        raise ConfigError(
+            f"--heads must be at least {needed}, half of them with the canary, so that an attack that never errs shows "
+            f"anything at all with {percent(sure)} confidence (the bounds' {percent(request.confidence)}, the "
+            f"alarm's {percent(1 - ALARM_LEVEL)}), got {request.heads}; train more, {HEADS} is a good start"
+        )
     if request.memberships and request.heads < LEAST_SHADOWS:
         raise ConfigError(
             f"--heads must be at least {LEAST_SHADOWS} for membership tests, so that each record is in some heads and "
             f"not in others, got {request.heads}; train more, or name other methods by --method"
         )
-    sure = max(request.confidence, 1 - ALARM_LEVEL)
-    needed = 2 * scores_needed(delta, sure)
-    if "clopper-pearson" in request.bounds and request.heads < needed:
-        raise ConfigError(
-            f"--heads must be at least {needed}, half of them with the canary, so that an attack that never errs shows "
-            f"anything at all with {100 * sure:g} % confidence (the bounds' {100 * request.confidence:g} %, the "
-            f"alarm's {100 * (1 - ALARM_LEVEL):g} %), got {request.heads}; train more, {HEADS} is a good start"
-        )
+    if "one-run" in request.named and canaries_needed(delta, request.confidence) is None:
+        raise ConfigError(f"--method one-run does not suit: {out_of_reach(delta, request.confidence)}")
+
+
+def out_of_reach(delta: float, confidence: float) -> str:
+    """Say why guesses in one run, all of them right, do not show anything with this confidence."""
+    return (
+        f"delta {delta:g} alone allows guesses that are all right with a probability of about {4 * delta:g}, so that "
+        f"{percent(confidence)} confidence is out of its reach, whatever the number of canaries; choose another method "
+        "or less confidence"
+    )
+
+
+def percent(confidence: float) -> str:
+    """Write a confidence level; no number of nines is rounded to 100.
+
+    >>> percent(0.95), percent(1 - 1e-8)
+    ('95 %', '99.999999 %')
+    """
+    return f"{100 * confidence:.12g} %"
 
 
 @lru_cache(maxsize=64)

@@ -10,11 +10,12 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from simulations.audits import attack_bounds, membership_run, reading_run, record_bounds
 from simulations.audits.attack_bounds import Scored, family_of
-from simulations.audits.attack_request import MEMBERSHIPS, Request, check_heads
+from simulations.audits.attack_request import MEMBERSHIPS, Request, check_heads, out_of_reach, percent
 from simulations.audits.attack_subject import Subject, make_subject, origin_of
 from simulations.audits.attacks import attack_gradient, attack_in_one_run
 from simulations.audits.audit_report import ALARM_LEVEL, Audit, Bound, MembershipTest
 from simulations.audits.findings import Threat
+from simulations.audits.one_run import canaries_needed
 from simulations.audits.practice import SHIPPED, Practice
 from simulations.audits.replay import replay
 from simulations.audits.trade_offs import Family
@@ -186,19 +187,31 @@ def bound_methods(subject: Subject, request: Request, not_run: NotRun) -> tuple[
     unfit: dict[str, str] = {}
     if subject.claim.sampling_rate < 1:
         unfit["gaussian-fit"] = "scores of a mechanism that samples are not normal, so that its bounds would be wrong"
-    heads, canaries = one_run_heads(request), canaries_of(subject)
-    needed = attack_bounds.canaries_needed(subject.claim.delta, request.confidence)
-    if heads * canaries < needed:
-        unfit |= dict.fromkeys(
-            attack_bounds.ONE_RUN,
-            f"a head holds as many canaries as it is given features, {canaries}, so there are {heads * canaries} of "
-            f"them with {request.heads} --heads, and {needed} are needed for {100 * (1 - ALARM_LEVEL):g} % confidence",
-        )
+    for name in (name for name in attack_bounds.ONE_RUN if name in request.bounds):
+        if why := _too_unsure(name, subject, request, request.confidence):
+            unfit[name] = why
+        elif why := _too_unsure(name, subject, request, 1 - ALARM_LEVEL):
+            not_run[f"alarms by {name}"] = why
     for name in (name for name in request.bounds if name in unfit):
         if name in request.named:
             raise ConfigError(f"--method {name} does not suit this configuration: {unfit[name]}; choose another")
         not_run[name] = unfit[name]
     return tuple(name for name in request.bounds if name not in unfit)
+
+
+def _too_unsure(method: str, subject: Subject, request: Request, confidence: float) -> str | None:
+    """Why guesses in one run could not show anything with this confidence, or None."""
+    delta, each = subject.claim.delta, canaries_of(subject)
+    canaries = one_run_heads(request) * each
+    if attack_bounds.one_run_can_show(method, canaries, delta, confidence):
+        return None
+    needed = canaries_needed(0.0 if method == "one-run-fdp" else delta, confidence)
+    if needed is None or needed <= canaries:
+        return out_of_reach(delta, confidence)
+    return (
+        f"a head holds as many canaries as it is given features, {each}, so there are {canaries} of them with "
+        f"{request.heads} --heads, and {needed} are needed for {percent(confidence)} confidence"
+    )
 
 
 def possible_threats(subject: Subject, request: Request, not_run: NotRun) -> tuple[Threat, ...]:

@@ -8,6 +8,7 @@ one run with all of them.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import expit
@@ -46,7 +47,7 @@ def one_run(guesses_correct: int, guesses: int, canaries: int, delta: float, con
     3.49
     """
     _check(guesses_correct, guesses, canaries, confidence)
-    _check_enough(one_run_p_value(guesses, guesses, canaries, 0.0, delta), guesses, canaries, confidence)
+    _check_enough(one_run_p_value(guesses, guesses, canaries, 0.0, delta), guesses, canaries, confidence, delta)
     low, high = 0.0, _CEILING
     if one_run_p_value(guesses_correct, guesses, canaries, low, delta) > 1 - confidence:
         return 0.0
@@ -55,6 +56,40 @@ def one_run(guesses_correct: int, guesses: int, canaries: int, delta: float, con
         refuted = one_run_p_value(guesses_correct, guesses, canaries, middle, delta) <= 1 - confidence
         low, high = (middle, high) if refuted else (low, middle)
     return low
+
+
+def can_show(canaries: int, delta: float, confidence: float, *, family: bool) -> bool:
+    """Whether guesses on so many canaries that are all right would show an epsilon of zero or more.
+
+    Args:
+        canaries: how many tosses there are.
+        delta: of the promise.
+        confidence: one-sided.
+        family: whether the mechanism is supposed to be one of a family, so that delta makes nothing likely by itself.
+    """
+    if canaries < least_guesses(confidence):
+        return False
+    return family or one_run_p_value(canaries, canaries, canaries, 0.0, delta) <= 1 - confidence
+
+
+def least_guesses(confidence: float) -> int:
+    """The fewest guesses that a plan makes; one more than coins must fall right for the confidence."""
+    return math.ceil(math.log(1 - confidence) / math.log(0.5)) + 1
+
+
+@lru_cache(maxsize=64)
+def canaries_needed(delta: float, confidence: float) -> int | None:
+    """The least number of canaries on which right guesses alone show something, or None: no number is enough.
+
+    Right guesses on n canaries have probability 2^-n by chance, and up to about 4 delta by the failure that delta
+    allows, whatever n.
+
+    >>> canaries_needed(1e-5, 0.9999), canaries_needed(1e-3, 0.9999)
+    (15, None)
+    """
+    least = least_guesses(confidence)
+    counts = range(least, least + 64)  # beyond these, chance is nothing beside delta
+    return next((count for count in counts if can_show(count, delta, confidence, family=False)), None)
 
 
 def one_run_p_value(guesses_correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
@@ -96,7 +131,7 @@ def one_run_fdp(guesses_correct: int, guesses: int, canaries: int, family: Famil
     Source: Mahloujifar, Melis, Chaudhuri 2024, arXiv:2410.22235.
     """
     _check(guesses_correct, guesses, canaries, confidence)
-    _check_enough(0.5**guesses, guesses, canaries, confidence)
+    _check_enough(0.5**guesses, guesses, canaries, confidence, 0.0)
     return family.greatest(lambda curve: is_refuted(guesses_correct, guesses, canaries, curve, 1 - confidence))
 
 
@@ -147,9 +182,9 @@ def plan_guesses(expected: Vector, canaries: int, delta: float, confidence: floa
     """
     sure = np.sort(expit(np.abs(expected)))[::-1]
     accuracy = np.cumsum(sure) / np.arange(1, len(sure) + 1)
-    least = math.ceil(math.log(1 - confidence) / math.log(0.5)) + 1
+    least = least_guesses(confidence)
     if canaries < least:
-        _check_enough(1.0, canaries, canaries, confidence)
+        _check_enough(1.0, canaries, canaries, confidence, delta if family is None else 0.0)
     best, most = canaries, 0.0
     for guesses in np.unique(np.geomspace(least, canaries, 24).astype(int)).tolist():
         place = max(0, min(len(sure), round(guesses / canaries * len(sure))) - 1)
@@ -181,9 +216,11 @@ def _check(guesses_correct: int, guesses: int, canaries: int, confidence: float)
         raise ConfigError(f"the confidence must lie between 0 and 1, got {confidence!r}; choose such as 0.95")
 
 
-def _check_enough(perfect: float, guesses: int, canaries: int, confidence: float) -> None:
+def _check_enough(perfect: float, guesses: int, canaries: int, confidence: float, delta: float) -> None:
     if perfect > 1 - confidence:
+        needed = canaries_needed(delta, confidence)
+        more = f"insert more canaries, at least {needed}, or " if needed is not None and needed > guesses else ""
         raise ConfigError(
-            f"a confidence of {confidence:g} cannot be had from {guesses} guesses on {canaries} canaries, even if all "
-            "are right; insert more canaries, or ask for less confidence"
+            f"a confidence of {confidence:.10g} cannot be had from {guesses} guesses on {canaries} canaries at delta "
+            f"{delta:g}, even if all are right; {more}ask for less confidence"
         )

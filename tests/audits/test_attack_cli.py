@@ -25,14 +25,14 @@ from common.messages import TrainTask
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
 from simulations.audits import alarms
-from simulations.audits.attack_bounds import Scored, canaries_needed, family_of, many_heads
+from simulations.audits.attack_bounds import Scored, family_of, many_heads
 from simulations.audits.attack_cli import deliver
 from simulations.audits.attack_request import ceiling, check_heads, make_request, scores_needed
 from simulations.audits.attack_subject import LARGEST_EPSILON, claim_of, data_digest, make_subject
 from simulations.audits.audit_report import ALARM_LEVEL, Place, broken, verify_report
 from simulations.audits.audit_run import bound_methods, run_audit
 from simulations.audits.estimators import clopper_pearson, gaussian_mu
-from simulations.audits.one_run import one_run
+from simulations.audits.one_run import canaries_needed, one_run
 from simulations.audits.practice import SHIPPED
 from simulations.audits.probes import Noise
 from simulations.audits.record_bounds import number_of_heads
@@ -142,8 +142,36 @@ def test_methods_that_do_not_suit_the_mechanism_are_left_out_or_refused_when_nam
 
 def test_one_run_needs_features_enough(tmp_path, capsys):
     path = write(tmp_path, small_config(model={"backbone": "pixels/2"}, privacy={"sampling_rate": 1.0}))
-    said = refusal(capsys, path, "--method", "one-run", "--threat", "server", "--heads", "32")
-    assert "given features, 4, so there are 12 of them with 32 --heads, and 14 are needed" in said
+    said = refusal(capsys, path, "--method", "one-run", "--threat", "server", "--heads", "19")
+    assert "given features, 4, so there are 4 of them with 19 --heads, and 6 are needed for 95 % confidence" in said
+
+
+def test_bound_from_one_run_without_canaries_enough_for_an_alarm_has_none_and_says_so(tmp_path, capsys):
+    path = write(tmp_path, small_config(model={"backbone": "pixels/2"}, privacy={"sampling_rate": 1.0}))
+    options = ["--method", "one-run", "--canary", "gradient", "--threat", "server", "--heads", "32"]
+    value = result(capsys, path, *options)
+    assert [one["epsilon_at_alarm_level"] for one in value["bounds"]] == [None]
+    assert "12 of them with 32 --heads, and 15 are needed for 99.99 %" in value["not_run"]["alarms by one-run"]
+
+
+@pytest.mark.parametrize("delta", ["3e-5", "1e-3"])
+def test_large_delta_leaves_the_bound_of_one_run_without_an_alarm(small, capsys, delta):
+    """Right guesses alone have probability 4 delta, whatever their number: an alarm needs 1e-4, a bound 0.05."""
+    options = ["--canary", "gradient", "--heads", "400", "--threat", "server", "--set", f"privacy.delta={delta}"]
+    value = result(capsys, small, *options)
+    sure = {one["method"]: one["epsilon_at_alarm_level"] for one in value["bounds"]}
+    assert sure["one-run-fdp"] is not None
+    assert sure["clopper-pearson"] is not None
+    assert sure["one-run"] is None
+    assert "whatever the number of canaries" in value["not_run"]["alarms by one-run"]
+
+
+def test_extreme_confidence_leaves_out_what_cannot_reach_it_and_refuses_it_when_named(small, capsys):
+    options = ["--canary", "gradient", "--heads", "400", "--threat", "server", "--confidence", "0.99999999"]
+    value = result(capsys, small, *options)
+    assert "99.999999 % confidence is out of its reach" in value["not_run"]["one-run"]
+    assert {one["method"] for one in value["bounds"]} >= {"clopper-pearson", "one-run-fdp"}
+    assert "--method one-run does not suit" in refusal(capsys, small, *options, "--method", "one-run")
 
 
 @pytest.mark.parametrize(
@@ -211,10 +239,14 @@ def test_heads_that_are_needed_are_the_fewest_that_show_anything(confidence):
 
 
 def test_canaries_of_one_run_that_are_needed_are_the_fewest_that_show_anything():
-    needed = canaries_needed(1e-5, 0.95)
+    needed = canaries_needed(1e-5, 0.9999)
+    assert needed is not None
     assert one_run(needed, needed, needed, 1e-5, 0.9999) >= 0
-    with pytest.raises(ConfigError, match="cannot be had"):
-        one_run(needed - 1, needed - 1, needed - 1, 1e-5, 0.9999)
+    with pytest.raises(ConfigError, match=r"cannot be had .* ask for less confidence"):
+        one_run(12, 12, 12, 1e-5, 0.9999)
+    with pytest.raises(ConfigError, match=r"cannot be had .* all are right; ask for less confidence"):
+        one_run(2000, 2000, 2000, 3e-5, 0.9999)
+    assert canaries_needed(3e-5, 0.9999) == 17  # more of them would be too many
 
 
 def test_alarm_level_is_the_one_that_is_checked_on_many_audits():

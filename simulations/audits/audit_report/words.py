@@ -60,7 +60,7 @@ def confidence(value: float) -> str:
     >>> confidence(0.95), confidence(0.9999)
     ('95\u202f%', '99.99\u202f%')
     """
-    return f"{100 * value:.6g}{wording.THIN}%"
+    return f"{100 * value:.12g}{wording.THIN}%"
 
 
 def terms(claim: Claim) -> str:
