@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from common.errors import ConfigError
+from common.locks import lock
 
 PID_FILE = "pid"
 LOGS = "logs"
@@ -23,6 +24,7 @@ LONGEST_WAIT_S = 15.0
 HEALTHY_S = 60.0
 GRACE_S = 10.0
 POLL_S = 0.1
+LOOKING_S = 1.0  # somebody who only looks lets go at once
 LOG_BYTES = 10_000_000
 PR_SET_PDEATHSIG = 1
 SUPERVISOR = "FEDGRAFT_SUPERVISOR"
@@ -187,17 +189,8 @@ def _end(one: _Running) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     with (folder / PID_FILE).open("a+") as file:
-        deadline = time.monotonic() + 1.0  # somebody who only looks lets go at once
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"expected to be alone in {folder}, it is started already; stop it first"
-                    ) from None
-                time.sleep(POLL_S)
+        if not lock(file.fileno(), LOOKING_S):
+            raise ConfigError(f"expected to be alone in {folder}, it is started already; stop it first")
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from flwr.app import Context
 from common import durable, places
 from common.config import RunConfig, config_digest, dump_toml, load_config
 from common.errors import ConfigError
+from common.locks import lock
 from server.place import folder_of_run
 
 CONFIG = "config.toml"
@@ -67,28 +66,17 @@ def alone_in(folder: Path, timeout_s: float = 120.0) -> Iterator[None]:
         ConfigError: another one stays.
     """
     with (folder / LOCK).open("a") as file:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"expected to be alone in {folder}, another server app is at work there; stop it, then resume"
-                    ) from None
-                time.sleep(0.1)
+        if not lock(file.fileno(), timeout_s):
+            raise ConfigError(
+                f"expected to be alone in {folder}, another server app is at work there; stop it, then resume"
+            )
         yield
 
 
 def is_held(folder: Path) -> bool:
     """Whether a server app is at work in a run's folder."""
     with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not lock(file.fileno())
 
 
 def keep_config(folder: Path, config: RunConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 from common import durable
 from common.config import RunConfig, config_digest, dump_toml, load_config, to_flat
 from common.errors import ConfigError, ProtocolError
+from common.locks import lock
 from common.model_folder import ModelFacts, save_model
 from server.checkpoints import Line, RunStore, read_lines
 from server.run_folder import FAILURE, check_unchanged, run_identity
@@ -138,23 +138,11 @@ def alone_in(folder: Path) -> Iterator[None]:
     _make(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if not _locked(descriptor):
+        if not lock(descriptor, LET_GO_S):
             raise ConfigError(f"expected to be alone in {folder}, another process is running there; wait for its end")
         yield
     finally:
         os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    deadline = time.monotonic() + LET_GO_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
 
 
 def reopen_folder(folder: Path, config: RunConfig | None) -> RunConfig:
