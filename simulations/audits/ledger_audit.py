@@ -11,7 +11,7 @@ from common.errors import BrokenChainError, PrivacyError
 from common.privacy.entries import broken_chain
 from common.privacy.statement import Statement, statement_of
 from simulations.audits.config_match import ConfigMatch, match_config
-from simulations.audits.ledger_checks import compare, oddities, over_caps
+from simulations.audits.ledger_checks import compare, oddities, over_caps, second_opinion
 from simulations.audits.ledger_files import LedgerFile
 from simulations.audits.ledger_history import History, history_of
 from simulations.audits.recompute import Epsilons, epsilons, tight_and_rdp
@@ -26,6 +26,7 @@ class LedgerFinding:
         history: what happened, from the raw entries.
         statement: what the ledger says of itself.
         epsilons: what the same events cost by other accountants.
+        by_formula: and by Renyi DP at integer orders, from a formula of our own.
         whole: what each plan costs by itself after its last round, in the order of ``history.plans``.
         anchors: positions of the chain heads that were noted earlier.
         runs: run ids whose plans fit the configuration; None where none was given.
@@ -38,6 +39,7 @@ class LedgerFinding:
     history: History
     statement: Statement
     epsilons: Epsilons
+    by_formula: float
     whole: tuple[float, ...]
     anchors: tuple[int, ...]
     runs: tuple[str, ...] | None
@@ -154,6 +156,7 @@ def _audit(files: tuple[LedgerFile, ...], heads: Sequence[str], config: RunConfi
         raise BrokenChainError(f"{files[0].path.name}: {error}") from error
     computed = epsilons((plan.charged for plan in history.plans), history.delta)
     notes, problems = compare(history, statement, computed)
+    by_formula, unchecked, differs = second_opinion(history, computed)
     recomputed = computed.rdp if history.adaptive else computed.tight
     match = None if config is None else match_config(config, history, max(statement.epsilon, recomputed))
     said = match or ConfigMatch((), (), ())
@@ -163,11 +166,12 @@ def _audit(files: tuple[LedgerFile, ...], heads: Sequence[str], config: RunConfi
         history=history,
         statement=statement,
         epsilons=computed,
+        by_formula=by_formula,
         whole=tuple(tight_and_rdp([plan.steps(plan.plan.terms.steps)], history.delta)[0] for plan in history.plans),
         anchors=tuple(entry.position for entry in entries if entry.hash in heads),
         runs=None if match is None else match.runs,
-        notes=(*notes, *oddities(history), *said.notes),
-        problems=tuple(where + problem for problem in (*problems, *over_caps(history), *said.problems)),
+        notes=(*notes, *unchecked, *oddities(history), *said.notes),
+        problems=tuple(where + problem for problem in (*problems, *differs, *over_caps(history), *said.problems)),
         seconds=time.perf_counter() - began,
     )
 
@@ -187,6 +191,11 @@ def _not_covered(ledgers: Sequence[LedgerFinding]) -> tuple[str, ...]:
             0,
             "A file that was replaced by an older copy, or begun anew, where no chain head noted elsewhere was given: "
             "note the heads above, and give them with --head next time.",
+        )
+    if any(file.known_key is not None for one in ledgers for file in one.files):
+        said.append(
+            "Whose data set it is: any key that was given may sign any data set, so that one hospital could sign "
+            "another's. Check one hospital at a time, with its key alone, and look at the name of its data set."
         )
     if any(one.history.charges and not one.history.timed for one in ledgers):
         said.append(

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from common.privacy.statement import Statement
 from simulations.audits.ledger_history import AcceptedPlan, History
-from simulations.audits.recompute import Epsilons, tight_and_rdp
+from simulations.audits.recompute import Epsilons, rdp_at, tight_and_rdp
+from simulations.audits.renyi import ORDERS, epsilon_renyi
 
 TOLERANCE = 0.01  # relative, by which two accountants may differ
 SLACK = 2e-4  # and absolute, where epsilon is tiny
@@ -87,6 +88,39 @@ def _why_more(history: History, statement: Statement, computed: Epsilons) -> str
         if statement.epsilon <= most * (1 + TOLERANCE) + SLACK:
             return "it tabulates long plans at some numbers of rounds, and takes the next"
     return None
+
+
+def second_opinion(history: History, computed: Epsilons) -> tuple[float, list[str], list[str]]:
+    """Hold dp-accounting's Renyi DP against a formula of our own, at the same integer orders.
+
+    Returns:
+        Epsilon by the formula; and, as ``compare`` does, what no other library has checked, and a difference.
+    """
+    steps = [plan.charged for plan in history.plans]
+    if not history.charges:
+        return 0.0, [], []
+    ours = epsilon_renyi([(one.noise_multiplier, one.sampling_rate, one.count) for one in steps], history.delta)
+    theirs = rdp_at(steps, history.delta, ORDERS)
+    notes = [] if computed.independent else [_by_one_library(history, ours)]
+    return ours, notes, formula_differs(ours, theirs)
+
+
+def formula_differs(ours: float, theirs: float) -> list[str]:
+    """A problem where the formula and dp-accounting make different numbers of the same orders."""
+    if abs(ours - theirs) <= TOLERANCE * ours + SLACK:
+        return []
+    said = f"it is ε = {ours:.4g} by the formula and {theirs:.4g} by dp-accounting"
+    return [f"Rényi DP at integer orders must be one number, but {said}; report this as a bug"]
+
+
+def _by_one_library(history: History, ours: float) -> str:
+    said = "Neither Opacus's PRV accountant nor the exact Gaussian curve reaches these steps"
+    if history.adaptive:
+        return f"{said}; the claim, Rényi DP, was checked at integer orders by a formula of our own."
+    return (
+        f"{said}: the tight value rests on dp-accounting alone, on which the node's accountant is built too. A formula "
+        f"of our own (Rényi DP at integer orders) allows at most ε = {ours:.4g}."
+    )
 
 
 def _prv_differs(computed: Epsilons, delta: float, notes: list[str]) -> list[str]:

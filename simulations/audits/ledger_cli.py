@@ -23,13 +23,13 @@ def ledger(
         typer.Option(
             "--key",
             metavar="PUBLIC.pub",
-            help="Public key that an export must be signed by; may be repeated, one for each node.",
+            help="Public key that an export must be signed by; may be repeated. Any of them may sign any data set.",
             show_default=False,
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Configuration of a run, TOML, to be compared with the plans.", show_default=False),
+        typer.Option(help="Configuration of a run, TOML, to be compared with plans and charges.", show_default=False),
     ] = None,
     heads: Annotated[
         list[str] | None,
@@ -44,8 +44,9 @@ def ledger(
 ) -> None:
     """Verify ledgers and compute their ε anew.
 
-    The chain of hashes and an export's signature are checked, and what was spent is computed from the events by other
-    accountants than the one that guards the ledger. Ends with status 3 where they disagree.
+    The chain of hashes and an export's signature are checked, and what was spent is computed from the events anew: by
+    dp-accounting, the library that the node's accountant is built on too, and, independent of it, by Opacus's PRV
+    accountant, the exact Gaussian curve and a formula of our own. Ends with status 3 where they disagree.
     """
     for head in heads or []:
         if not re.fullmatch("[0-9a-f]{64}", head):

@@ -166,7 +166,7 @@ def _ledger(one: LedgerFinding) -> dict[str, Any]:
         "epsilon": one.statement.epsilon,
         "accountant": one.statement.accountant,
         "epsilon_recomputed": one.recomputed,
-        "epsilon_by": {"exact": by.exact, "pld": by.pld, "rdp": by.rdp, "prv": by.prv},
+        "epsilon_by": {"exact": by.exact, "pld": by.pld, "rdp": by.rdp, "prv": by.prv, "rdp_formula": one.by_formula},
         "steps": one.statement.steps,
         "entries": history.entries,
         "chain_head": history.chain_head,

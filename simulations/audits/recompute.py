@@ -1,8 +1,9 @@
 """Epsilon of noised steps, computed by others than the accountant that guards the ledgers.
 
-Nothing here is shared with ``common.privacy.accountant``: privacy loss distributions and Renyi DP come from
-dp-accounting by its own accountants, a third value from Opacus's PRV accountant, and the exact curve of the Gaussian
-mechanism from scipy's normal distribution.
+No code of ours is shared with ``common.privacy.accountant``, but a library is: privacy loss distributions and Renyi DP
+come from dp-accounting, here by its own accountants, and the ledgers' accountant is built on it too. They find mistakes
+in how it is called, and none of its own. Independent of it are Opacus's PRV accountant; where q = 1, the exact curve of
+the Gaussian mechanism from scipy's normal distribution; and ``renyi``, which ``ledger_checks`` holds against it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,6 +71,11 @@ class Epsilons:
     prv: float | None
 
     @property
+    def independent(self) -> bool:
+        """Whether one of them comes from elsewhere than the library that the ledgers' accountant is built on."""
+        return self.exact is not None or self.prv is not None
+
+    @property
     def tight(self) -> float:
         """The best of those that hold for plans fixed beforehand, PRV left aside."""
         if self.exact is not None:
@@ -123,8 +129,14 @@ def _event(steps: tuple[Steps, ...]) -> DpEvent:
     return ComposedDpEvent(parts)
 
 
-def _rdp(steps: tuple[Steps, ...], delta: float) -> float:
-    accountant = RdpAccountant(_ORDERS)
+def rdp_at(steps: Iterable[Steps], delta: float, orders: Sequence[float]) -> float:
+    """Epsilon by dp-accounting's Renyi DP, at these orders only."""
+    grouped = group(steps)
+    return _rdp(grouped, delta, orders) if grouped else 0.0
+
+
+def _rdp(steps: tuple[Steps, ...], delta: float, orders: Sequence[float] = _ORDERS) -> float:
+    accountant = RdpAccountant(orders)
     with _quiet():
         accountant.compose(_event(steps))
         return max(0.0, float(accountant.get_epsilon(delta)))

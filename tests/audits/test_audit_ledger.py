@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 from dp_accounting import gaussian_mechanism
+from scipy.integrate import quad
+from scipy.stats import norm
 
 import fedgraft
 from client.ledger import Ledger, Reservation, Spend
@@ -22,9 +25,9 @@ from common.errors import FederationError, PrivacyError
 from common.privacy.entries import GENESIS, LedgerEntry, entry_hash, make_entry, read_entries
 from common.privacy.export import export_ledger
 from common.privacy.plan import PrivacyTerms
-from simulations.audits import recompute
+from simulations.audits import recompute, renyi
 from simulations.audits.ledger_audit import LedgerAudit, LedgerFinding, audit_ledgers
-from simulations.audits.ledger_checks import compare
+from simulations.audits.ledger_checks import compare, formula_differs, second_opinion
 from simulations.audits.ledger_files import LedgerFile, read_ledger_file
 from simulations.audits.recompute import Steps, epsilons, tight_and_rdp
 from tests.common.test_privacy_export import key_pair, public
@@ -126,6 +129,59 @@ def test_a_cross_check_whose_numerics_fail_is_left_out():
     found = epsilons([*steps, Steps(0.3, 0.0175, 5)], 0.0056)
     assert found.prv is None or found.prv == pytest.approx(found.tight, rel=0.01)
     assert found.tight <= found.rdp
+
+
+# --- Renyi DP by the formula
+
+
+def direct(noise: float, rate: float, order: int) -> float:
+    """The divergence by its definition, as an integral."""
+
+    def integrand(x: float) -> float:
+        ratio = (1 - rate) + rate * math.exp((2 * x - 1) / (2 * noise**2))
+        return float(norm.pdf(x, 0, noise)) * ratio**order
+
+    return math.log(quad(integrand, -20 * noise, order + 20 * noise, limit=200)[0]) / (order - 1)
+
+
+@pytest.mark.parametrize(("noise", "rate"), [(1.0, 0.05), (0.7, 0.5), (3.0, 0.9), (2.0, 1.0)])
+def test_the_formula_is_the_divergence(noise, rate):
+    for order in (2, 3, 7):
+        assert renyi.curve(noise, rate)[order - 2] == pytest.approx(direct(noise, rate, order), rel=1e-6)
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-10])
+@pytest.mark.parametrize("count", [1, 50, 3000])
+@pytest.mark.parametrize(("noise", "rate"), [(0.3, 0.01), (0.7, 0.1), (1.0, 0.5), (2.0, 1.0), (60.0, 1e-4), (1e5, 1.0)])
+def test_the_formula_is_what_dp_accounting_computes(noise, rate, count, delta):
+    steps = [Steps(noise, rate, count), Steps(4.0, 0.02, 7)]
+
+    def ours(factor: float = 1.0) -> float:
+        scaled = [(one.noise_multiplier * factor, one.sampling_rate, one.count) for one in steps]
+        return renyi.epsilon_renyi(scaled, delta)
+
+    theirs = recompute.rdp_at(steps, delta, renyi.ORDERS)
+    assert ours() == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+    assert ours(0.95) != pytest.approx(theirs, rel=1e-3, abs=1e-9)
+
+
+def test_the_formula_alone_says_when_nothing_is_spent():
+    assert renyi.epsilon_renyi([(1e5, 1e-6, 1)], 1e-5) == recompute.rdp_at([Steps(1e5, 1e-6, 1)], 1e-5, renyi.ORDERS)
+
+
+@pytest.mark.parametrize(("factor", "wrong"), [(0.98, True), (0.995, False), (1.005, False), (1.02, True)])
+def test_a_formula_that_says_otherwise_is_a_problem(folder, factor, wrong):
+    finding = one(folder / "south.sqlite")
+    assert finding.by_formula >= finding.epsilons.rdp * (1 - 1e-6)
+    assert bool(formula_differs(finding.by_formula, finding.by_formula * factor)) == wrong
+
+
+def test_what_one_library_alone_computed_is_said(folder):
+    finding = one(folder / "south.sqlite")
+    alone = replace(finding.epsilons, prv=None)
+    (note,) = second_opinion(finding.history, alone)[1]
+    assert "rests on dp-accounting alone" in note
+    assert second_opinion(finding.history, finding.epsilons)[1] == []
 
 
 def test_nothing_costs_nothing():
@@ -528,6 +584,13 @@ def test_a_missing_file_a_wrong_head_and_a_key_for_a_ledger(folder, tmp_path, ca
     assert "64 hexadecimal digits" in capsys.readouterr().err
     assert run("ledger", folder / "north.sqlite", "--key", public(folder / "node")) == 2
     assert "is a ledger itself" in capsys.readouterr().err
+
+
+def test_that_any_key_may_sign_any_data_set_is_said(folder, capsys):
+    assert run("ledger", folder / "north.json", "--key", public(folder / "node")) == 0
+    assert "may sign any data set" in capsys.readouterr().out
+    assert run("ledger", folder / "north.json") == 0
+    assert "may sign any data set" not in capsys.readouterr().out
 
 
 def test_wrong_signatures_are_refused(folder, capsys):
