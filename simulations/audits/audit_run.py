@@ -18,6 +18,7 @@ from simulations.audits.findings import Threat
 from simulations.audits.one_run import canaries_needed
 from simulations.audits.practice import SHIPPED, Practice
 from simulations.audits.replay import replay
+from simulations.audits.shipped_steps import attack_steps
 from simulations.audits.trade_offs import Family
 
 Advance = Callable[[str, int, int], None]
@@ -43,7 +44,7 @@ def run_audit(
         name: of the configuration, for the report.
         request: what is asked for.
         advance: told (what, done, to do).
-        practice: how nodes work, for the replay; what is shipped.
+        practice: how nodes work, for the replay and the attacks on private steps; what is shipped.
 
     Raises:
         ConfigError: what is asked for cannot be done for this configuration.
@@ -63,6 +64,8 @@ def run_audit(
     readings = reading_run.readings(subject, drawn) if subject.has_linear_head else ()
     if not readings:
         not_run["reconstruction"] = ONLY_LINEAR
+    through = "gradient" in request.canaries and "server" in request.threats and request.bounds
+    steps = attack_steps(practice, drawn) if through else ()
     checks = replay(config, practice)
     return Audit(
         claim=subject.claim,
@@ -73,6 +76,7 @@ def run_audit(
         not_run=not_run,
         origin=origin_of(subject, name, seed),
         seconds=perf_counter() - began,
+        steps=steps,
     )
 
 

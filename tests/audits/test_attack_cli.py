@@ -29,13 +29,14 @@ from simulations.audits.attack_bounds import Scored, family_of, many_heads
 from simulations.audits.attack_cli import deliver
 from simulations.audits.attack_request import ceiling, check_heads, make_request, scores_needed
 from simulations.audits.attack_subject import LARGEST_EPSILON, claim_of, data_digest, make_subject
-from simulations.audits.audit_report import ALARM_LEVEL, Place, broken, verify_report
+from simulations.audits.audit_report import ALARM_LEVEL, Place, alarm, broken, verify_report
 from simulations.audits.audit_run import bound_methods, run_audit
 from simulations.audits.estimators import clopper_pearson, gaussian_mu
 from simulations.audits.one_run import canaries_needed, one_run
 from simulations.audits.practice import SHIPPED
 from simulations.audits.probes import Noise
 from simulations.audits.record_bounds import number_of_heads
+from simulations.audits.shipped_steps import attack_steps
 from tests.audits.findings_by_hand import broken_audit, claim
 from tests.audits.test_audit_report import make_key
 from tests.federations import small_config, small_terms
@@ -81,7 +82,7 @@ def test_audit_shows_less_than_the_promise_and_a_good_part_of_it(small, capsys):
 
 
 def test_audit_of_a_seeded_configuration_repeats(small, capsys):
-    values = [result(capsys, small, *FAST, "--threat", "server") for _ in range(2)]
+    values = [result(capsys, small, *FAST, "--threat", "model") for _ in range(2)]
     bounds = [[(one["epsilon"], one["estimate"]) for one in value["bounds"]] for value in values]
     assert bounds[0] == bounds[1]
 
@@ -148,7 +149,7 @@ def test_one_run_needs_features_enough(tmp_path, capsys):
 
 def test_bound_from_one_run_without_canaries_enough_for_an_alarm_has_none_and_says_so(tmp_path, capsys):
     path = write(tmp_path, small_config(model={"backbone": "pixels/2"}, privacy={"sampling_rate": 1.0}))
-    options = ["--method", "one-run", "--canary", "gradient", "--threat", "server", "--heads", "32"]
+    options = ["--method", "one-run", "--canary", "gradient", "--threat", "model", "--heads", "32"]
     value = result(capsys, path, *options)
     assert [one["epsilon_at_alarm_level"] for one in value["bounds"]] == [None]
     assert "12 of them with 32 --heads, and 15 are needed for 99.99 %" in value["not_run"]["alarms by one-run"]
@@ -157,7 +158,7 @@ def test_bound_from_one_run_without_canaries_enough_for_an_alarm_has_none_and_sa
 @pytest.mark.parametrize("delta", ["3e-5", "1e-3"])
 def test_large_delta_leaves_the_bound_of_one_run_without_an_alarm(small, capsys, delta):
     """Right guesses alone have probability 4 delta, whatever their number: an alarm needs 1e-4, a bound 0.05."""
-    options = ["--canary", "gradient", "--heads", "400", "--threat", "server", "--set", f"privacy.delta={delta}"]
+    options = ["--canary", "gradient", "--heads", "400", "--threat", "model", "--set", f"privacy.delta={delta}"]
     value = result(capsys, small, *options)
     sure = {one["method"]: one["epsilon_at_alarm_level"] for one in value["bounds"]}
     assert sure["one-run-fdp"] is not None
@@ -167,7 +168,7 @@ def test_large_delta_leaves_the_bound_of_one_run_without_an_alarm(small, capsys,
 
 
 def test_extreme_confidence_leaves_out_what_cannot_reach_it_and_refuses_it_when_named(small, capsys):
-    options = ["--canary", "gradient", "--heads", "400", "--threat", "server", "--confidence", "0.99999999"]
+    options = ["--canary", "gradient", "--heads", "400", "--threat", "model", "--confidence", "0.99999999"]
     value = result(capsys, small, *options)
     assert "99.999999 % confidence is out of its reach" in value["not_run"]["one-run"]
     assert {one["method"] for one in value["bounds"]} >= {"clopper-pearson", "one-run-fdp"}
@@ -285,13 +286,27 @@ def without_noise(
     return private_update(head, task, records, plan, (randomness[0], Noise(scale=0.0)))
 
 
-def test_code_that_forgets_the_noise_is_found_by_the_replay():
+def test_code_that_forgets_the_noise_is_found_by_bounds_and_by_the_replay():
+    """The shipped code raises a false alarm with probability below 1e-3; the configuration's seed is fixed."""
     request = make_request("server", ["clopper-pearson"], ["gradient"], 0.95, 100)
     config, quiet = small_config(privacy={"sampling_rate": 1.0}), lambda what, done, total: None
     found = run_audit(config, "small", request, quiet, practice=replace(SHIPPED, update=without_noise))
     assert broken(found)
     assert "noise" in {finding.check for finding in found.failed}
-    assert not broken(run_audit(config, "small", request, quiet))
+    assert 'attack "second record": size, Clopper-Pearson' in {one.check for one in found.failed}
+    assert 'attack "loud record"' in alarm(found)
+    shipped = run_audit(config, "small", request, quiet)
+    assert not broken(shipped)
+    assert len(shipped.steps) == 7
+
+
+def test_private_steps_that_stop_are_a_finding():
+    def stops(*arguments: Any) -> dict[str, Tensor]:
+        raise FloatingPointError("no number")
+
+    (found,) = attack_steps(replace(SHIPPED, update=stops), 0)
+    assert not found.holds
+    assert "they stopped with FloatingPointError: no number" in found.sentence
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -100,6 +100,7 @@ class Audit:
         not_run: what was left out -> why.
         origin: what was audited.
         seconds: in all.
+        steps: what attacks found that go through the shipped private steps, a bound each.
     """
 
     claim: Claim
@@ -110,6 +111,7 @@ class Audit:
     not_run: Mapping[str, str]
     origin: Origin
     seconds: float
+    steps: tuple[Finding, ...] = ()
 
     @property
     def alarms(self) -> tuple[Bound, ...]:
@@ -118,8 +120,8 @@ class Audit:
 
     @property
     def failed(self) -> tuple[Finding, ...]:
-        """The checks whose promise does not hold."""
-        return tuple(check for check in self.checks if not check.holds)
+        """The findings about the code whose promise does not hold; bounds first."""
+        return tuple(found for found in (*self.steps, *self.checks) if not found.holds)
 
     def best(self, *, conditional: bool) -> Bound | None:
         """The largest bound, of those that rest on an assumption or of those that rest on none."""

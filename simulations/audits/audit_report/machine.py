@@ -41,6 +41,7 @@ def to_dict(audit: Audit, *, scores: bool = True) -> dict[str, Any]:
         **({"attacks": attacks(audit)} if scores else {}),
         "memberships": [membership(test) for test in audit.memberships],
         "reconstructions": [asdict(one) for one in audit.reconstructions],
+        "shipped_steps": [{name: number(value) for name, value in asdict(found).items()} for found in audit.steps],
         "replay": [{name: number(value) for name, value in asdict(check).items()} for check in audit.checks],
         "not_run": dict(audit.not_run),
         "origin": origin(audit),

@@ -136,7 +136,7 @@ def replayed(audit: Audit) -> tuple[str, str | None, str]:
     """Return how many checks passed."""
     if not audit.checks:
         return wording.NOT_COMPUTED, None, ""
-    passed = len(audit.checks) - len(audit.failed)
+    passed = sum(check.holds for check in audit.checks)
     return f"{passed} of {len(audit.checks)}", None, "checks of the mechanism passed"
 
 

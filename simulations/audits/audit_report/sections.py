@@ -265,13 +265,26 @@ def replay(audit: Audit) -> Markup:
         why = audit.not_run.get("replay")
         return paragraph(f"The replay was not run{f': {why}' if why else ''}.", class_="note")
     rows = [[one.check, "passed" if one.holds else failed(), one.sentence] for one in audit.checks]
-    passed = len(audit.checks) - len(audit.failed)
+    passed = sum(check.holds for check in audit.checks)
     lead = (
         f"{passed} of {wording.many(len(rows), 'check')} passed. A replay trains twice with the same randomness, on "
         "data that differ by one record: whatever changes beyond what the promise allows is a mistake, and needs no "
         f"statistics to be seen. Looked at: {audit.checks[0].subject}."
     )
-    return join([paragraph(lead), table("Replay of the mechanism", ("Check", "Outcome", "What was seen"), rows)])
+    replayed = table("Replay of the mechanism", ("Check", "Outcome", "What was seen"), rows)
+    return join([paragraph(lead), replayed, *steps(audit)])
+
+
+def steps(audit: Audit) -> list[Markup]:
+    """List the bounds that went through the shipped private steps."""
+    if not audit.steps:
+        return []
+    rows = [[one.check, "kept" if one.holds else failed(), one.sentence] for one in audit.steps]
+    lead = (
+        "The bounds with gradient canaries come from a model of the mechanism. These do not: every head was trained by "
+        f"the private steps that a node runs, under small plans of their own. Looked at: {audit.steps[0].subject}."
+    )
+    return [paragraph(lead), table("Bounds through the shipped steps", ("Attack", "Promise", "What was seen"), rows)]
 
 
 def failed() -> Markup:

@@ -98,8 +98,13 @@ def notes(audit: Audit) -> list[str]:
         lines.append(f"reading   {reading_name(one)}: error {small(one.error)}, a guess {small(one.chance)}")
     if len(strongest(audit)) < len(audit.bounds):
         lines.append(f"bounds    the largest of each attack; all {len(audit.bounds)} are in --report and --json")
+    if audit.steps:
+        kept = sum(found.holds for found in audit.steps)
+        lines.append(
+            f"steps     {kept} of {len(audit.steps)} bounds through the shipped private steps keep their promise"
+        )
     if audit.checks:
-        lines.append(f"replay    {len(audit.checks) - len(audit.failed)} of {len(audit.checks)} checks passed")
+        lines.append(f"replay    {sum(check.holds for check in audit.checks)} of {len(audit.checks)} checks passed")
     lines += [f"FAILED    {check.check}: {check.sentence}" for check in audit.failed]
     lines += [f"not run   {name}: {why}" for name, why in audit.not_run.items()]
     return [*lines, "", words.verdict(audit), words.NO_PROOF]

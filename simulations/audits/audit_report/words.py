@@ -140,17 +140,29 @@ def meaning(audit: Audit) -> list[tuple[str, str]]:
     claim, sound = audit.claim, audit.best(conditional=False)
     rows = [("What is promised", promised(claim))]
     if sound is not None:
-        rows.append(("What the best attack showed", attacked(sound)))
+        rows.append(("What the best attack showed", attacked(audit, sound)))
     return [
         *rows,
         ("What that proves, and what not", NO_PROOF),
         (
             "When this report would raise an alarm",
             f"When a lower bound, computed once more at {confidence(1 - ALARM_LEVEL)} confidence, lies above the "
-            f"promise. A mechanism that keeps its promise does that to one bound in {wording.whole(1 / ALARM_LEVEL)}, "
-            f"and {wording.many(len(audit.bounds), 'bound')} {'was' if len(audit.bounds) == 1 else 'were'} computed.",
+            f"promise. A mechanism that keeps its promise does that to one bound in {wording.whole(1 / ALARM_LEVEL)}. "
+            f"{false_alarms(audit)}A failed check of the replay is an alarm as well, and not one of chance.",
         ),
     ]
+
+
+def false_alarms(audit: Audit) -> str:
+    """Say with what chance at most one audit of a true mechanism raises any alarm, whatever its bounds share."""
+    count = sum(one.sure is not None for one in audit.bounds) + len(audit.steps)
+    if not count:
+        return ""
+    each = f"{count} times {wording.plain(ALARM_LEVEL)}, " if count > 1 else ""
+    return (
+        f"{wording.many(count, 'bound')} could raise one here, so that an audit of such a mechanism raises any with a "
+        f"chance of at most {each}{confidence(count * ALARM_LEVEL)}. "
+    )
 
 
 def promised(claim: Claim) -> str:
@@ -165,7 +177,7 @@ def promised(claim: Claim) -> str:
     )
 
 
-def attacked(bound: Bound) -> str:
+def attacked(audit: Audit, bound: Bound) -> str:
     """Say what a lower bound means in the same terms."""
     found = bound.found
     who = f"The attacker {THREATS[found.threat]} ({found.threat}). What took part or not: {CANARIES[found.canary]}. "
@@ -173,8 +185,21 @@ def attacked(bound: Bound) -> str:
         return who + "Nothing was shown that chance alone could not do."
     return (
         f"{who}Something that this attacker can see is at least {factor(found.epsilon)} times as likely with the "
-        f"canary as without, or the other way round. The chance that this statement is wrong is at most "
-        f"{confidence(1 - found.confidence)}."
+        f"canary as without, or the other way round. Had this been the only bound, the chance that the statement is "
+        f"wrong would be at most {confidence(1 - found.confidence)}{chosen(audit, found)}."
+    )
+
+
+def chosen(audit: Audit, found: LowerBound) -> str:
+    """Say what choosing the largest of many bounds does to the chance of an error."""
+    count = len(audit.bounds)
+    if count < 2:
+        return ""
+    risk = count * (1 - found.confidence)
+    return f"; it is the largest of {count}, " + (
+        f"one of which is too large with a chance of at most {confidence(risk)}"
+        if risk < 0.5
+        else "some of which may well be too large"
     )
 
 
@@ -222,9 +247,12 @@ def limits(audit: Audit) -> list[tuple[str, str]]:
             "ε, the upper bound, holds against all of them.",
         ),
         (
-            "Simulated, with the code that trains",
-            "The attacks go through the clipping, sampling and noise that a node uses. They do not see another "
-            "machine, a changed installation, timing, or what a hospital does outside fedgraft.",
+            "A model of the mechanism, tied to the code",
+            "The bounds come from models: of the sampling and noise that a gradient canary meets, and of many heads "
+            "that train on records at once. Tests compare both with the code that trains. That code itself is run by "
+            f"the replay{' and by the bounds through the shipped steps' if audit.steps else ''}, at a smaller scale. "
+            "Nothing here sees another machine, a changed installation, timing, or what a hospital does outside "
+            "fedgraft.",
         ),
         (
             "One promise",
