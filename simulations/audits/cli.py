@@ -23,6 +23,4 @@ audit.command(
 audit.command(
     "attack", epilog="Example: fedgraft audit attack simulations/configs/digits.toml --report digits-audit.html"
 )(attack_cli.attack)
-audit.command("verify", epilog="Example: fedgraft audit verify digits-audit.json --key auditor.pub")(
-    attack_cli.verify
-)
+audit.command("verify", epilog="Example: fedgraft audit verify digits-audit.json --key auditor.pub")(attack_cli.verify)
