@@ -165,9 +165,11 @@ class Balance:
             raise ValueError("unknown kind")
 
     def _apply_limits(self, body: dict[str, Any]) -> None:
-        self.dataset_id = body.get("dataset_id", self.dataset_id)
-        self.delta = body.get("delta", self.delta)
-        self.epsilon_cap = body["epsilon_cap"]
+        if self.position == 0:
+            self.dataset_id, self.delta = str(body["dataset_id"]), float(body["delta"])
+        elif {"dataset_id", "delta"} & set(body):
+            raise ValueError("fixed when the ledger was opened")
+        self.epsilon_cap = float(body["epsilon_cap"])
 
     def _apply_plan(self, instance: Instance, plan: PrivacyPlan) -> None:
         if instance in self.plans or plan.digest != instance.digest or plan.terms.delta != self.delta:
