@@ -101,6 +101,6 @@ def _plan(claim: Claim, rounds: int, declared_size: int) -> PrivacyPlan:
 
 def _offer(terms: PrivacyTerms) -> Offer:
     model = ModelSpec(
-        backbone="canaries", backbone_digest="", cut="", head="linear", hidden=1, classes=("canary", "none")
+        backbone="canaries", backbone_digest="0" * 64, cut="", head="linear", hidden=1, classes=("canary", "none")
     )
     return Offer("audit", model, terms)
