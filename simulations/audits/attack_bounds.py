@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from simulations.audits.attack_request import ceiling
+from simulations.audits.attack_request import ONE_RUN, ceiling
 from simulations.audits.audit_report import ALARM_LEVEL, Bound
 from simulations.audits.estimators import GAUSSIAN_ASSUMPTION, clopper_pearson, gaussian_fit
 from simulations.audits.findings import Claim, LowerBound, Threat, Vector
@@ -18,7 +18,6 @@ from simulations.audits.trade_offs import Family, sampled_gaussian_family, with_
 from simulations.audits.two_sample import two_sample
 
 MANY_HEADS = ("clopper-pearson", "two-sample", "two-sample-fdp", "gaussian-fit")
-ONE_RUN = ("one-run", "one-run-fdp")
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ CANARIES = ("gradient", "mislabelled", "out-of-distribution", "records")
 BOUNDS = ("clopper-pearson", "two-sample", "two-sample-fdp", "gaussian-fit", "one-run", "one-run-fdp")
 MEMBERSHIPS = ("lira-online", "lira-offline", "rmia")
 METHODS = (*BOUNDS, *MEMBERSHIPS)
+ONE_RUN = ("one-run", "one-run-fdp")
 HEADS = 4000
 LEAST_SHADOWS = 64
 MOST_HEADS = 10_000_000
@@ -69,14 +70,14 @@ def make_request(
         heads: for each attack.
 
     Raises:
-        ConfigError: there is no such thing.
+        ConfigError: there is no such thing, or what was named has nothing to work with.
     """
     threats = tuple(THREATS) if threat == "all" else _known("--threat", [threat], (*THREATS, "all"))
     if not 0.5 < confidence < 1:
         raise ConfigError(f"--confidence must lie above 0.5 and below 1, got {confidence:g}; choose such as 0.95")
     if not 1 <= heads <= MOST_HEADS:
         raise ConfigError(f"--heads must be from 1 to {MOST_HEADS}, got {heads}; {HEADS} is a good start")
-    return Request(
+    request = Request(
         threats=cast(tuple[Threat, ...], threats),
         canaries=_known("--canary", canaries or CANARIES, CANARIES),
         methods=_known("--method", methods or METHODS, METHODS),
@@ -84,6 +85,34 @@ def make_request(
         heads=heads,
         named=frozenset((threat, *methods, *canaries)) - {"all"},
     )
+    _check_pairs(request)
+    return request
+
+
+def _check_pairs(request: Request) -> None:
+    """Refuse a method without a canary or an attacker that it can use, and a canary without a method."""
+    came = f"--canary {', '.join(request.canaries)} and --threat {', '.join(request.threats)}"
+    for method in (name for name in request.methods if name in request.named):
+        if any(_suits(method, canary, threat) for canary in request.canaries for threat in request.threats):
+            continue
+        if method in ONE_RUN:
+            raise ConfigError(f"--method {method} guesses at gradient canaries, got {came}; add --canary gradient")
+        raise ConfigError(
+            f"--method {method} looks for a node's own records in final heads, which the attackers server and model "
+            f"have, got {came}; choose --canary records and --threat server, model or all"
+        )
+    for canary in (name for name in request.canaries if name in request.named):
+        if not any(_suits(method, canary, threat) for method in request.methods for threat in request.threats):
+            raise ConfigError(
+                f"--canary {canary} needs a method that uses it, got --method {', '.join(request.methods)} and "
+                f"--threat {', '.join(request.threats)}; add --method clopper-pearson, or leave the canary out"
+            )
+
+
+def _suits(method: str, canary: str, threat: Threat) -> bool:
+    if method in MEMBERSHIPS:
+        return canary == "records" and threat != "peer"
+    return canary == "gradient" or method not in ONE_RUN
 
 
 def check_heads(request: Request, delta: float) -> None:

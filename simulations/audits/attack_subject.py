@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -61,6 +62,10 @@ class Subject:
         """How many nodes a round averages over."""
         return self.config.federation.cohort or len(self.ready.federation.shares)
 
+    def weights(self, sizes: Sequence[int]) -> list[float]:
+        """What the plan weights nodes of these declared sizes by."""
+        return weights_of(self.ready.proposal.plan.weighting, sizes)
+
     @property
     def count(self) -> int:
         """How many training records there are."""
@@ -105,13 +110,22 @@ def make_subject(config: RunConfig, progress: Progress | None = None) -> Subject
     head = make_head(plan.offer.model)
     parameters = sum(value.numel() for value in head.parameters() if value.requires_grad)
     sizes = [len(share) for share in shares.values()]
-    weights = [float(size) for size in sizes] if plan.weighting == "declared" else [1.0] * len(sizes)
+    weights = weights_of(plan.weighting, sizes)
     model = plan.offer.model
     rate = plan.learning_rate or default_learning_rate(
         plan.offer.terms, parameters, sizes, weights, plan.cohort, model.head, model.train
     )
     smallest = min(shares, key=lambda name: len(shares[name]))
     return Subject(config, claim, ready, parameters, rate, smallest)
+
+
+def weights_of(weighting: str, sizes: Sequence[int]) -> list[float]:
+    """Weights of nodes of these declared sizes in the server's average.
+
+    >>> weights_of("declared", [20, 30]), weights_of("equal", [20, 30])
+    ([20.0, 30.0], [1.0, 1.0])
+    """
+    return [float(size) if weighting == "declared" else 1.0 for size in sizes]
 
 
 def claim_of(terms: PrivacyTerms) -> Claim:

@@ -94,7 +94,7 @@ def attack_gradient(
     seen = (
         _released_head_by_head(claim, threat, included, max(1, parameters // 2 - 1), nodes, rounds, seed)
         if way == "head by head"
-        else _released_at_once(claim, threat, included, nodes, rounds, seed)
+        else _released_at_once(claim, threat, included, nodes, rounds, seed, "one canary")
     )
     scores = log_likelihood_ratio(seen, claim.sampling_rate, view).sum(axis=1)[:, 0]
     return scores[:half], scores[half:]
@@ -131,11 +131,11 @@ def attack_in_one_run(
     """
     view = view_of(claim, threat, nodes, steps_per_round)
     rounds = claim.steps // steps_per_round
-    included = randomness(seed, "coins").bernoulli(heads * canaries, 0.5).reshape(heads, canaries)
+    included = randomness(seed, f"coins {threat}").bernoulli(heads * canaries, 0.5).reshape(heads, canaries)
     seen = (
         _released_head_by_head(claim, threat, included, canaries, nodes, rounds, seed)
         if way == "head by head"
-        else _released_at_once(claim, threat, included, nodes, rounds, seed)
+        else _released_at_once(claim, threat, included, nodes, rounds, seed, "many canaries")
     )
     return log_likelihood_ratio(seen, claim.sampling_rate, view).sum(axis=1).ravel(), included.ravel()
 
@@ -178,7 +178,13 @@ def randomness(seed: int | None, purpose: str, head: int = 0) -> Randomness:
 
 
 def _released_at_once(
-    claim: Claim, threat: Threat, included: NDArray[np.bool_], nodes: int, rounds: int, seed: int | None
+    claim: Claim,
+    threat: Threat,
+    included: NDArray[np.bool_],
+    nodes: int,
+    rounds: int,
+    seed: int | None,
+    purpose: str,
 ) -> Vector:
     """What the attacker sees in each round, shape (H, R, m); for the final head R is 1."""
     heads, canaries = included.shape
@@ -186,7 +192,7 @@ def _released_at_once(
     chunk = max(1, AT_ONCE // (noises * claim.steps * canaries * 2))
     parts = []
     for first in range(0, heads, chunk):
-        own, source = included[first : first + chunk], randomness(seed, "at once", first)
+        own, source = included[first : first + chunk], randomness(seed, f"{purpose}, {threat}", first)
         flags = source.bernoulli(own.size * claim.steps, claim.sampling_rate).reshape(len(own), claim.steps, canaries)
         noise = source.normal((len(own), noises, claim.steps, canaries, 2))
         seen = seen_from_draws(claim, own, flags, noise)
@@ -206,7 +212,8 @@ def _released_head_by_head(
     """The same by the code that trains."""
 
     def streams(head: int, node: int, turn: int) -> tuple[Randomness, Randomness]:
-        return randomness(seed, f"sampling {node} {turn}", head), randomness(seed, f"noise {node} {turn}", head)
+        own = f"{threat} {node} {turn}"
+        return randomness(seed, f"sampling {own}", head), randomness(seed, f"noise {own}", head)
 
     return np.stack(
         [

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 from common.config import RunConfig
 from common.errors import ConfigError
 from simulations.audits import attack_bounds, membership_run, reading_run, record_bounds
 from simulations.audits.attack_bounds import Scored, family_of
-from simulations.audits.attack_request import MEMBERSHIPS, Request, check_heads, out_of_reach, percent
+from simulations.audits.attack_request import MEMBERSHIPS, ONE_RUN, Request, check_heads, out_of_reach, percent
 from simulations.audits.attack_subject import Subject, make_subject, origin_of
 from simulations.audits.attacks import attack_gradient, attack_in_one_run
 from simulations.audits.audit_report import ALARM_LEVEL, Audit, Bound, MembershipTest
@@ -100,6 +100,7 @@ def all_bounds(
     """
     methods = bound_methods(subject, request, not_run)
     threats = possible_threats(subject, request, not_run)
+    not_run.update(simplified(subject, threats))
     if not methods:
         return
     family = family_of(subject.claim)
@@ -148,7 +149,7 @@ def gradient_bounds(
     )
     scored = Scored(threat, "gradient", inside, outside, 2 * (request.heads // 2), perf_counter() - began)
     yield from attack_bounds.many_heads(scored, methods, claim, request.confidence, family)
-    if not set(methods) & set(attack_bounds.ONE_RUN):
+    if not set(methods) & set(ONE_RUN):
         return
     began, heads = perf_counter(), one_run_heads(request)
     scores, included = attack_in_one_run(
@@ -191,7 +192,7 @@ def bound_methods(subject: Subject, request: Request, not_run: NotRun) -> tuple[
     unfit: dict[str, str] = {}
     if subject.claim.sampling_rate < 1:
         unfit["gaussian-fit"] = "scores of a mechanism that samples are not normal, so that its bounds would be wrong"
-    for name in (name for name in attack_bounds.ONE_RUN if name in request.bounds):
+    for name in (name for name in ONE_RUN if name in request.bounds):
         if why := _too_unsure(name, subject, request, request.confidence):
             unfit[name] = why
         elif why := _too_unsure(name, subject, request, 1 - ALARM_LEVEL):
@@ -231,6 +232,23 @@ def possible_threats(subject: Subject, request: Request, not_run: NotRun) -> tup
         raise ConfigError(f"--threat peer needs a peer, but {why}; choose --threat server or raise federation.nodes")
     not_run["attacks by a peer"] = why
     return tuple(name for name in request.threats if name != "peer")
+
+
+def simplified(subject: Subject, threats: Sequence[Threat]) -> NotRun:
+    """What of the federation the attackers who see averages are not shown, and why that hides nothing."""
+    federation = subject.config.federation
+    if not {"peer", "model"} & set(threats):
+        return {}
+    covered = "; whatever is made of the updates, the attacker server sees them all"
+    found = {}
+    if federation.strategy != "fedavg":
+        found[f"peer and model with the strategy {federation.strategy!r}"] = f"fedavg stands for it{covered}"
+    if federation.cohort is not None:
+        found["peer and model with changing cohorts"] = (
+            f"for gradient canaries the same {federation.cohort} nodes take part in every round, for records all "
+            f"nodes do{covered}"
+        )
+    return found
 
 
 def members(

@@ -14,7 +14,7 @@ from simulations.audits.attack_subject import Subject
 from simulations.audits.audit_report import MembershipTest
 from simulations.audits.findings import Membership, Threat
 from simulations.audits.membership import Observed, lira, margins, rmia
-from simulations.audits.recipes import open_recipe, places_of, private_recipe
+from simulations.audits.recipes import open_recipe, places_of, private_recipe, seed_for
 from simulations.audits.shadows import Place, Recipe, train_heads
 
 SHADOWS, TARGETS = 256, 64
@@ -62,7 +62,8 @@ def membership_tests(
         setting = _setting(subject, threat)
         for private in (True, False):
             what = f"members, {threat}, {'as planned' if private else 'without DP'}"
-            tests = _tests(subject, setting, private, methods, heads, seed, _named(advance, what))
+            own = seed_for(seed, "members", threat)  # the same records are in with DP and without
+            tests = _tests(subject, setting, private, methods, heads, own, _named(advance, what))
             found += [MembershipTest(test, threat, private) for test in tests]
     return tuple(found)
 
@@ -81,13 +82,13 @@ def _setting(subject: Subject, threat: Threat) -> _Setting:
     private = private_recipe(terms, classes, width, sizes, subject.learning_rate)
     ends = np.cumsum(sizes)
     own = [torch.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    bare_places = None if threat == "server" else places_of(own, None, sizes)
+    weights = subject.weights(sizes)
+    bare_places = None if threat == "server" else places_of(own, None, sizes, weights)
     bare = open_recipe(
         features, targets, classes, terms.rounds, places=bare_places, steps_per_round=terms.steps_per_round
     )
-    return _Setting(
-        threat, features, targets, private, bare, None if threat == "server" else places_of(own, terms, sizes)
-    )
+    places = None if threat == "server" else places_of(own, terms, sizes, weights)
+    return _Setting(threat, features, targets, private, bare, places)
 
 
 def _tests(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -33,10 +34,32 @@ def private_recipe(
     return Recipe(classes, learning_rate, terms, terms.for_node(sizes[0]).expected_batch)
 
 
-def places_of(rows: Sequence[Tensor], terms: PrivacyTerms | None, sizes: Sequence[int]) -> list[Place]:
-    """Nodes with these records, weighted by their declared sizes."""
+def seed_for(seed: int, *purposes: str) -> int:
+    """A seed of its own for each purpose, so that no two attacks of one audit share their draws.
+
+    >>> seed_for(1, "records", "peer") == seed_for(1, "records", "peer") != seed_for(1, "records", "model")
+    True
+    """
+    return int.from_bytes(sha256("\n".join([str(seed), *purposes]).encode()).digest()[:7], "big")
+
+
+def places_of(
+    rows: Sequence[Tensor],
+    terms: PrivacyTerms | None,
+    sizes: Sequence[int],
+    weights: Sequence[float] | None = None,
+) -> list[Place]:
+    """Nodes with these records.
+
+    Args:
+        rows: of each node's records.
+        terms: of the mechanism; None without privacy.
+        sizes: declared.
+        weights: of the average; None takes the declared sizes.
+    """
     batches = [float(size) if terms is None else terms.for_node(size).expected_batch for size in sizes]
-    return [Place(own, batch, float(size)) for own, batch, size in zip(rows, batches, sizes, strict=True)]
+    shares = [float(size) for size in sizes] if weights is None else weights
+    return [Place(own, batch, share) for own, batch, share in zip(rows, batches, shares, strict=True)]
 
 
 def open_recipe(

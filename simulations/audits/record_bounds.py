@@ -14,7 +14,7 @@ from simulations.audits.attack_subject import Subject
 from simulations.audits.audit_report import Bound
 from simulations.audits.canaries import Canaries, class_means, mislabelled, out_of_distribution, own_record
 from simulations.audits.findings import Threat
-from simulations.audits.recipes import places_of, private_recipe
+from simulations.audits.recipes import places_of, private_recipe, seed_for
 from simulations.audits.record_attacks import Crowd, attack_records
 from simulations.audits.shadows import Recipe
 from simulations.audits.trade_offs import Family
@@ -58,9 +58,8 @@ def record_bounds(
             canary, kept = _canary(name, features[: sizes[0]], targets[: sizes[0]], recipe.classes, seed)
             crowd = _without(features, targets, sizes, subject, kept, threat)
             trained = number_of_heads(heads, len(targets))
-            inside, outside = attack_records(
-                threat, canary, crowd, recipe, heads=trained, seed=seed, progress=_named(advance, f"{name}, {threat}")
-            )
+            own, shown = seed_for(seed, name, threat), _named(advance, f"{name}, {threat}")
+            inside, outside = attack_records(threat, canary, crowd, recipe, heads=trained, seed=own, progress=shown)
             scored = Scored(threat, name, inside, outside, 2 * (trained // 2), perf_counter() - began)
             yield from many_heads(scored, methods, subject.claim, confidence, family)
 
@@ -117,7 +116,7 @@ def _without(
         return Crowd(features[kept], targets[kept])
     ends = np.cumsum(held)
     rows = [torch.arange(end - size, end) for size, end in zip(held, ends, strict=True)]
-    return Crowd(features[kept], targets[kept], places_of(rows, subject.terms, sizes))
+    return Crowd(features[kept], targets[kept], places_of(rows, subject.terms, sizes, subject.weights(sizes)))
 
 
 def _named(advance: Advance, what: str) -> Callable[[int, int], None]:
