@@ -32,7 +32,7 @@ demo: $(DEMO_READY)
 	$(BIN)/fedgraft simulate simulations/configs/digits.toml --out runs/demo
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup
 
 check: $(TEST_READY)
 	$(BIN)/ruff format --check

@@ -310,7 +310,7 @@ def test_an_unknown_cut_is_refused_before_anything_is_measured(glyph: Backbone) 
 
 
 def test_a_specification_without_a_precision_means_float32() -> None:
-    facts = {"backbone": "b", "backbone_digest": "0", "cut": "c", "head": "linear", "hidden": 1, "classes": ("a",)}
+    facts = {"backbone": "b", "backbone_digest": "0" * 64, "cut": "c", "head": "linear", "hidden": 1, "classes": ("a",)}
     assert ModelSpec.model_validate(facts).precision == "float32"
 
 

@@ -19,7 +19,7 @@ from tests.federations import digest_of, small_config
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_whoever_plays_the_nodes_heads_and_ledgers_are_the_same(workers: int, tmp_path: Path) -> None:
-    config = small_config(federation={"cohort": 3})
+    config, before = small_config(federation={"cohort": 3}), psutil.Process().children()
     for name, count in (("alone", 0), ("together", workers)):
         (tmp_path / name).mkdir()
         run_in_process(config, tmp_path / name, range(4), workers=count)
@@ -35,7 +35,7 @@ def test_whoever_plays_the_nodes_heads_and_ledgers_are_the_same(workers: int, tm
         assert statements[0] == statements[1]
     left = [sorted(path.name for path in (tmp_path / name / "ledgers").iterdir()) for name in ("alone", "together")]
     assert left[0] == left[1]
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 def test_without_a_seed_two_processes_share_no_noise(tmp_path: Path) -> None:
@@ -59,11 +59,12 @@ def test_a_worker_that_is_killed_is_said_to_have_ended() -> None:
 
 
 def test_a_worker_hears_no_interrupt_and_ends_with_its_pipe() -> None:
+    before = psutil.Process().children()
     worker = Worker(_interrupt, _nothing, ())
     worker.begin([b"one"])
     assert worker.finish() == [b"one"]
     worker.close()
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 def test_only_long_work_is_worth_a_worker() -> None:
