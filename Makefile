@@ -32,7 +32,9 @@ demo: $(DEMO_READY)
 	$(BIN)/fedgraft simulate simulations/configs/digits.toml --out runs/demo
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment & hospitals=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore tests/deployment; status=$$?; \
+	wait $$hospitals && exit $$status
 
 check: $(TEST_READY)
 	$(BIN)/ruff format --check

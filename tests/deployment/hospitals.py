@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import psutil
 import tomli_w
 from PIL import Image
 
+import fedgraft
 from common.data import load_source
 from common.ports import free_port
 from common.supervisor import supervisor_of
@@ -129,10 +132,8 @@ class Hospitals:
             process.wait(60)
 
     def _answers(self) -> bool:
-        command = [sys.executable, "-m", "fedgraft", "server", "nodes", "--home", str(self.server)]
-        return (
-            subprocess.run(command, capture_output=True, env=_environment(), check=False, timeout=240).returncode == 0
-        )
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return fedgraft.main(["server", "nodes", "--home", str(self.server)]) == 0
 
 
 def write_digits(folder: Path, rows: Sequence[int]) -> Path:

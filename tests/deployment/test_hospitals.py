@@ -19,7 +19,7 @@ from tests.deployment.hospitals import Hospitals, write_digits
 from tests.federations import small_config
 from tests.processes import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("hospitals")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = ("north", "south", "west")
 
