@@ -31,8 +31,9 @@ demo: $(DEMO_READY)
 	@rm -rf runs/.demo-replaced
 	$(BIN)/fedgraft simulate simulations/configs/digits.toml --out runs/demo
 
+# A federation of processes mostly waits: it is tested beside all the other tests.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment & hospitals=$$!; \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment & hospitals=$$!; trap 'kill $$hospitals' INT TERM; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore tests/deployment; status=$$?; \
 	wait $$hospitals && exit $$status
 
