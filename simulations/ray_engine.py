@@ -27,15 +27,15 @@ from common.bundle import assemble
 from common.config import RunConfig, to_flat
 from common.errors import ConfigError, FederationError
 from common.places import RUN_FOLDER
+from common.supervisor import without_proxy
 from server.run_folder import FAILURE
 from simulations.keeper import ENDED
 
 LOG = "flower.log"
+SUPERLINK_LOG = "superlink.log"
 POLL_S = 0.2
-QUERY_TIMEOUT_S = 60.0
+QUERY_TIMEOUT_S = 300.0  # a busy machine needs a minute for the imports alone
 STOP_TIMEOUT_S = 30.0
-STARTS = 3  # Flower gives its SuperLink 15 s to start, which a busy machine may miss
-NO_SUPERLINK = "Failed to start local SuperLink"
 NODES_A_WORKER = 4  # at least; one starts in seconds, and a message takes milliseconds
 LONGEST_TEMPORARY = 20  # characters; Ray puts sockets far below it, and their paths end at 107
 
@@ -51,7 +51,8 @@ def run_on_ray(
 
     Args:
         config: of the run; ``data.source`` absolute or built in.
-        run_folder: exists; the apps find it in ``FEDGRAFT_RUN_FOLDER``. Flower's log goes to ``flower.log`` in it.
+        run_folder: exists; the apps find it in ``FEDGRAFT_RUN_FOLDER``. Flower's logs go to
+            ``flower.log`` and ``superlink.log`` in it.
         nodes: how many to simulate.
         app: writes the Flower app into a folder that it makes; ours by default.
 
@@ -65,13 +66,10 @@ def run_on_ray(
     """
     run_folder = run_folder.resolve()
     (run_folder / FAILURE).unlink(missing_ok=True)
-    for _ in range(STARTS):
-        with _launched(config, run_folder, nodes, app) as flower:
-            while flower.runs() and not (run_folder / FAILURE).exists():
-                time.sleep(POLL_S)
-            status = None if (run_folder / FAILURE).exists() else flower.status()
-        if status is not None or NO_SUPERLINK not in (run_folder / LOG).read_text(errors="replace"):
-            break
+    with _launched(config, run_folder, nodes, app) as flower:
+        while flower.runs() and not (run_folder / FAILURE).exists():
+            time.sleep(POLL_S)
+        status = None if (run_folder / FAILURE).exists() else flower.status()
     raise_failure(status, run_folder)
 
 
@@ -88,7 +86,11 @@ class _Flower:
         return self.keeper.poll() is None and not (self.scratch / ENDED).exists()
 
     def status(self) -> Mapping[str, str] | None:
-        """Return how the run ended, in the SuperLink's words; None where none began."""
+        """Return how the run ended, in the SuperLink's words; None where none began.
+
+        Raises:
+            FederationError: the SuperLink does not answer.
+        """
         while run := self._first_run():
             if run["status"].startswith("finished"):
                 return run
@@ -97,15 +99,21 @@ class _Flower:
 
     def _first_run(self) -> dict[str, str] | None:
         """Ask the SuperLink for its only run."""
-        answer = subprocess.run(
-            [_flwr(self.environment), "ls", "started", "--format", "json"],
-            env=dict(self.environment),
-            cwd=self.scratch,
-            capture_output=True,
-            text=True,
-            timeout=QUERY_TIMEOUT_S,
-            check=False,
-        )
+        try:
+            answer = subprocess.run(
+                [_program("flwr", self.environment), "ls", "own", "--format", "json"],
+                env=dict(self.environment),
+                cwd=self.scratch,
+                capture_output=True,
+                text=True,
+                timeout=QUERY_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FederationError(
+                f"the run on Ray ended, and its SuperLink did not say how within {QUERY_TIMEOUT_S:.0f} s; run it again "
+                "with --resume"
+            ) from error
         runs = json.loads(answer.stdout).get("runs") if answer.returncode == 0 else None
         return dict(runs[0]) if runs else None
 
@@ -115,10 +123,13 @@ def _launched(config: RunConfig, run_folder: Path, nodes: int, app: Callable[[Pa
     """Start ``flwr run``; at the end of the block, end all that it started."""
     scratch = _scratch_folder()
     app(scratch / "app")
-    environment = _prepare(scratch, config, run_folder)
+    (port,) = free_ports(1)
+    environment = _prepare(scratch, config, run_folder, port)
     federation = f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={workers(nodes)}"
     arguments = [str(scratch / "app"), "--run-config", str(scratch / "run.toml"), "--federation-config", federation]
-    command = [_flwr(environment), "run", *arguments, "--stream"]
+    run = [_program("flwr", environment), "run", *arguments, "--stream"]
+    log = str(run_folder / SUPERLINK_LOG)
+    command = [sys.executable, "-m", "simulations.flower_run", log, *_superlink(environment, port), "--", *run]
     keeper = subprocess.Popen(
         [sys.executable, "-m", "simulations.keeper", str(scratch), str(run_folder / LOG), *command],
         stdin=subprocess.PIPE,
@@ -146,23 +157,21 @@ def _scratch_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="fedgraft-", dir=usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"))
 
 
-def _prepare(scratch: Path, config: RunConfig, run_folder: Path) -> dict[str, str]:
+def _prepare(scratch: Path, config: RunConfig, run_folder: Path, port: int) -> dict[str, str]:
     """Write the app's configuration and Flower's into ``scratch``; return the environment to start it in."""
     (scratch / "work").mkdir()
     (scratch / "run.toml").write_text(tomli_w.dumps(to_flat(config)), encoding="utf-8")
-    port, control_port = free_ports(2)
     home = scratch / "flwr"
     home.mkdir()
-    connections = {"default": "own", "own": {"address": ":local:"}, "started": _address(port)}
+    own = {"address": f"127.0.0.1:{port}", "insecure": True}
+    connections = {"default": "own", "own": own}
     (home / "config.toml").write_text(tomli_w.dumps({"superlink": connections}), encoding="utf-8")
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {
-        **os.environ,
+        **without_proxy(os.environ),
         "PATH": programs,
         RUN_FOLDER: str(run_folder),
         "FLWR_HOME": str(home),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(control_port),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -173,9 +182,10 @@ def _prepare(scratch: Path, config: RunConfig, run_folder: Path) -> dict[str, st
     }
 
 
-def _address(port: int) -> dict[str, str | bool]:
-    """Describe a SuperLink that is there already, so that asking it starts none."""
-    return {"address": f"127.0.0.1:{port}", "insecure": True}
+def _superlink(environment: Mapping[str, str], port: int) -> list[str]:
+    """Return the command of a SuperLink for simulations, as ``flwr run`` starts it."""
+    command = [_program("flower-superlink", environment), "--insecure", "--simulation", "--isolation", "subprocess"]
+    return [*command, "--host", "127.0.0.1", "--port", str(port)]
 
 
 def free_ports(count: int) -> list[int]:
@@ -187,11 +197,11 @@ def free_ports(count: int) -> list[int]:
         return [item.getsockname()[1] for item in sockets]
 
 
-def _flwr(environment: Mapping[str, str]) -> str:
-    """Find Flower's command line beside this Python, or elsewhere on the path."""
-    found = shutil.which("flwr", path=environment["PATH"])
+def _program(name: str, environment: Mapping[str, str]) -> str:
+    """Find one of Flower's commands beside this Python, or elsewhere on the path."""
+    found = shutil.which(name, path=environment["PATH"])
     if found is None:
-        raise ConfigError("expected the command flwr beside Python, but there is none; reinstall fedgraft")
+        raise ConfigError(f"expected the command {name} beside Python, but there is none; reinstall fedgraft")
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 def left_behind(run_folder: Path) -> list[str]:

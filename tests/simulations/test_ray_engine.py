@@ -44,15 +44,20 @@ def epsilons(folder: Path) -> dict[str, float]:
 
 
 def strike(arguments: list[str], folder: Path, blow: signal.Signals, moment: Callable[[], object]) -> int:
-    """Run ``fedgraft simulate``, with a feature cache of its own, until a moment; end it; return its status."""
+    """Run ``fedgraft simulate``, with a feature cache of its own, until a moment; end it; return its status.
+
+    What it says goes to this test's own stderr.
+    """
     environment = {**os.environ, CACHE: str(folder.with_name("cache"))}
     command = [sys.executable, "-m", "fedgraft", "simulate", *arguments]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
-    ) as child:
+    with (
+        folder.with_name("said").open("a+") as said,
+        subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT) as child,
+    ):
         assert wait_until(lambda: moment() or child.poll() is not None)
         child.send_signal(blow)
         child.wait()
+    print(folder.with_name("said").read_text(), file=sys.stderr)
     assert wait_until(lambda: not left_behind(folder), seconds=30), left_behind(folder)
     assert not (folder / "result.json").exists()
     return child.returncode
@@ -60,7 +65,7 @@ def strike(arguments: list[str], folder: Path, blow: signal.Signals, moment: Cal
 
 @pytest.mark.slow
 def test_after_any_blow_a_run_goes_on_in_either_engine_to_the_same_head(tmp_path):
-    config = written(tmp_path, model={"head": "mlp", "hidden": 8}, federation={"rounds": 60})
+    config = written(tmp_path, model={"head": "mlp", "hidden": 8}, federation={"rounds": 20})
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "struck"
     log, on_ray = folder / "rounds.jsonl", ["--resume", str(folder), "--engine", "ray"]
