@@ -8,17 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from client.approve_cli import approve
+from client.command_line import AsJson, Home, home_of, node_of
+from client.ledger_cli import ledger
+
 node = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
-approve = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
-ledger = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 node.add_typer(approve, name="approve")
 node.add_typer(ledger, name="ledger")
 
-Home = Annotated[
-    Path | None, typer.Option("--home", help="The node's folder; by default $FEDGRAFT_NODE, else ~/fedgraft-node.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-USUAL = "fedgraft-node"
 MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
 
@@ -43,7 +40,7 @@ def init(
     from common.errors import ConfigError
     from common.privacy.keys import fingerprint
 
-    folder, offered = _home(home), read_join(join)
+    folder, offered = home_of(home), read_join(join)
     source = str(Path(data).expanduser().resolve()) if Path(data).expanduser().exists() else data
     named = [one.strip() for one in classes.split(",") if one.strip()]
     try:
@@ -69,7 +66,7 @@ def check(home: Home = None, as_json: AsJson = False) -> None:
     from client.doctor import examine
 
     findings = []
-    for finding in examine(_home(home)):
+    for finding in examine(home_of(home)):
         findings.append(finding)
         if not as_json:
             typer.echo(f"{MARKS[finding.state]}  {finding.subject:<12} {finding.words}")
@@ -77,62 +74,6 @@ def check(home: Home = None, as_json: AsJson = False) -> None:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
     if any(finding.state == "fail" for finding in findings):
         raise typer.Exit(1)
-
-
-@approve.callback(epilog="Example: fedgraft node approve app")
-def let() -> None:
-    """Approve software and backbones; nothing else is ever run or loaded here."""
-
-
-@approve.command("app", epilog="Example: fedgraft node approve app")
-def approve_app(
-    digest: Annotated[str | None, typer.Argument(help="SHA-256; by default this installation's own bundle.")] = None,
-    home: Home = None,
-) -> None:
-    """Let the federation's software run here: the code that you have installed and can read, or another by digest."""
-    import re
-    from importlib.metadata import version
-
-    from client.approvals import keep_approvals, read_approvals
-    from common.bundle import app_digest
-    from common.errors import ConfigError
-
-    folder = _node(home)
-    own = app_digest()
-    wanted = (digest or own).lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-        raise ConfigError(f"expected a SHA-256 of 64 hexadecimal digits, got {digest!r}; the node's log shows it")
-    note = f"fedgraft {version('fedgraft')}, as installed" if wanted == own else "by digest"
-    keep_approvals(folder, read_approvals(folder).with_app(wanted, note))
-    typer.echo(f"approved app {wanted} ({note})")
-
-
-@approve.command("backbone", epilog="Example: fedgraft node approve backbone embedded/glyph")
-def approve_backbone(
-    reference: Annotated[str, typer.Argument(help="As `fedgraft backbones show` takes it.")], home: Home = None
-) -> None:
-    """Let a backbone be used here, in the copy that this reference names."""
-    from client.approvals import keep_approvals, read_approvals
-    from common.backbones.controls import load_reference
-    from common.config import resolved_reference
-
-    folder = _node(home)
-    named = resolved_reference(reference, [Path.cwd()])
-    backbone = load_reference(named)
-    keep_approvals(folder, read_approvals(folder).with_backbone(backbone.digest, named))
-    typer.echo(f"approved {named}, digest {backbone.digest}")
-    typer.echo(f"licence {backbone.licence}; trained on {backbone.trained_on}")
-
-
-@approve.command("list", epilog="Example: fedgraft node approve list")
-def approve_list(home: Home = None) -> None:
-    """Show what is approved."""
-    from client.approvals import read_approvals
-
-    approved = read_approvals(_node(home))
-    for kind, entries in (("app", approved.apps), ("backbone", approved.backbones)):
-        for digest, words in entries.items():
-            typer.echo(f"{kind:<9} {digest}  {words}")
 
 
 @node.command("start", epilog="Example: fedgraft node start")
@@ -143,7 +84,7 @@ def start(home: Home = None) -> None:
     from common.ports import free_port
     from common.supervisor import supervise
 
-    folder = _node(home)
+    folder = node_of(home)
     config = load_node_config(folder)
     typer.echo(f"node {config.node.name} at {config.server.address}; logs in {folder / 'logs'}")
     supervise(programs(folder, config, free_port()), folder, typer.echo)
@@ -154,7 +95,7 @@ def stop(home: Home = None) -> None:
     """Stop the node; what was paid stays paid."""
     from common.supervisor import stop_supervisor
 
-    typer.echo("stopped" if stop_supervisor(_node(home)) else "it was not running")
+    typer.echo("stopped" if stop_supervisor(node_of(home)) else "it was not running")
 
 
 @node.command("pause", epilog="Example: fedgraft node pause")
@@ -163,7 +104,7 @@ def pause(home: Home = None) -> None:
     from client.node_folder import PAUSED
     from common import durable
 
-    durable.write_bytes(_node(home) / PAUSED, b"", mode=0o600)
+    durable.write_bytes(node_of(home) / PAUSED, b"", mode=0o600)
     typer.echo("paused: every message is refused until `fedgraft node resume`")
 
 
@@ -172,7 +113,7 @@ def resume(home: Home = None) -> None:
     """Take part again after a pause."""
     from client.node_folder import PAUSED
 
-    (_node(home) / PAUSED).unlink(missing_ok=True)
+    (node_of(home) / PAUSED).unlink(missing_ok=True)
     typer.echo("taking part again")
 
 
@@ -184,7 +125,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     from client.own_node import spent_so_far
     from common.supervisor import supervisor_of
 
-    folder = _node(home)
+    folder = node_of(home)
     config = load_node_config(folder)
     said = spent_so_far(folder, config)
     runs: dict[str, int] = {}
@@ -223,46 +164,6 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     typer.echo(f"chain head  {said.chain_head}")
 
 
-@ledger.callback(epilog="Example: fedgraft node ledger verify")
-def look_at_ledger() -> None:
-    """Check the ledger, or write it down for an auditor."""
-
-
-@ledger.command("verify", epilog="Example: fedgraft node ledger verify")
-def ledger_verify(home: Home = None) -> None:
-    """Check the whole ledger: its structure, its chain, the kept replies."""
-    from client.node_config import load_node_config
-    from client.own_node import open_own_ledger, spent_so_far
-
-    folder = _node(home)
-    config = load_node_config(folder)
-    said = spent_so_far(folder, config)
-    if not said.entries:
-        typer.echo("there is no ledger yet: nothing was ever released")
-        return
-    with open_own_ledger(folder, config) as opened:
-        opened.verify()
-    typer.echo(f"intact: {said.entries} entries, epsilon {said.epsilon:.4g}, chain head {said.chain_head}")
-
-
-@ledger.command("export", epilog="Example: fedgraft node ledger export --out st-mary.ledger.json")
-def ledger_export(
-    out: Annotated[Path, typer.Option(help="File to write.")],
-    home: Home = None,
-) -> None:
-    """Write the ledger, signed with the node's key; `fedgraft audit ledger` verifies it anywhere."""
-    from client.node_config import load_node_config
-    from client.node_folder import KEY
-    from client.own_node import ledger_file
-    from common.privacy.entries import read_entries
-    from common.privacy.export import export_ledger
-
-    folder = _node(home)
-    entries = read_entries(ledger_file(folder, load_node_config(folder)))
-    export_ledger(entries, out, private_key=folder / KEY)
-    typer.echo(f"{len(entries)} entries in {out}, signed; verify with `fedgraft audit ledger {out}`")
-
-
 @node.command("purge-cache", epilog="Example: fedgraft node purge-cache")
 def purge_cache(home: Home = None) -> None:
     """Delete the features of all records; the next round computes them anew."""
@@ -273,27 +174,10 @@ def purge_cache(home: Home = None) -> None:
     from common import places
     from common.features import default_cache
 
-    folder = _node(home)
+    folder = node_of(home)
     forget_index(folder)
     os.environ[places.CACHE] = environment(folder)[places.CACHE]
     typer.echo(f"freed {default_cache().purge() / 2**20:,.1f} MiB")
-
-
-def _home(home: Path | None) -> Path:
-    from common import places
-
-    return places.home_folder(home, places.NODE_FOLDER, USUAL)
-
-
-def _node(home: Path | None) -> Path:
-    """A folder that holds a node."""
-    from client.node_config import NODE_TOML
-    from common.errors import ConfigError
-
-    folder = _home(home)
-    if not (folder / NODE_TOML).is_file():
-        raise ConfigError(f"expected a node in {folder}, found no {NODE_TOML}; run `fedgraft node init` first")
-    return folder
 
 
 def _looked_at(source: str) -> tuple[list[str], int]:
