@@ -30,7 +30,9 @@ def init(
     name: Annotated[str, typer.Option(help="Of this node, as the coordinator will register it.")],
     data: Annotated[str, typer.Option(help="File or folder with the records.")] = "/path/to/records",
     classes: Annotated[str, typer.Option(help="All class names, with commas between, in the federation's order.")] = "",
-    size: Annotated[int, typer.Option(help="Number of records to declare; by default those that are there.")] = 0,
+    size: Annotated[
+        int, typer.Option(help="Number of records, or patients, to declare; by default those that are there.")
+    ] = 0,
     epsilon: Annotated[float, typer.Option(help="Cap on all that is ever released.")] = 1.0,
     delta: Annotated[float, typer.Option(help="At most 1 / number of records.")] = 1e-5,
     home: Home = None,
@@ -44,11 +46,16 @@ def init(
     source = str(Path(data).expanduser().resolve()) if Path(data).expanduser().exists() else data
     named = [one.strip() for one in classes.split(",") if one.strip()]
     try:
-        found = _looked_at(source) if not (named and size) else ([], 0)
+        found = _looked_at(source) if not (named and size) else ([], 0, "record")
     except ConfigError as error:
         typer.echo(f"note: {error}; correct [data] in node.toml", err=True)
-        found = (["class one", "class two"], 1000)
-    values: dict[str, object] = {"source": source, "size": size or found[1], "classes": named or found[0]}
+        found = (["class one", "class two"], 1000, "record")
+    values: dict[str, object] = {
+        "source": source,
+        "size": size or found[1],
+        "classes": named or found[0],
+        "unit": found[2],
+    }
     make_node(folder, offered, name, {**values, "epsilon": epsilon, "delta": delta})
     public = (folder / PUBLIC_KEY).read_text()
     typer.echo(f"node        {folder}")
@@ -180,8 +187,13 @@ def purge_cache(home: Home = None) -> None:
     typer.echo(f"freed {default_cache().purge() / 2**20:,.1f} MiB")
 
 
-def _looked_at(source: str) -> tuple[list[str], int]:
+def _looked_at(source: str) -> tuple[list[str], int, str]:
+    """Classes, number of units, and the unit: the patient where the data name patients."""
+    from common.data.patients import numbered
     from common.data.sources import read_source
 
     data = read_source(source, {}, Path())
-    return list(data.classes), len(data)
+    patients = numbered(data.patient)
+    if patients is None:
+        return list(data.classes), len(data), "record"
+    return list(data.classes), int(patients.max()) + 1, "patient"

@@ -21,6 +21,7 @@ from client.node_folder import KEY, PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
 from client.own_records import OwnRecords
 from common.backbones.controls import load_reference
+from common.data.patients import numbered
 from common.errors import FederationError
 from common.privacy.keys import load_private
 
@@ -138,8 +139,11 @@ def _data(folder: Path, config: NodeConfig) -> Finding:
     records = OwnRecords(folder, config)
     data = records.data  # all files are read, whatever the index says
     records.check_unit()
-    words = f"{len(data)} records readable, task {data.task}, declared {config.data.declared_size}"
-    if abs(len(data) - config.data.declared_size) > config.data.declared_size / 2:
+    patients = numbered(data.patient) if config.privacy.unit == "patient" else None
+    units = len(data) if patients is None else int(patients.max()) + 1
+    of = "" if patients is None else f" of {units} patients"
+    words = f"{len(data)} records{of} readable, task {data.task}, declared {config.data.declared_size}"
+    if abs(units - config.data.declared_size) > config.data.declared_size / 2:
         return Finding("data", "note", f"{words}: far apart, so that the noise is ill fitted; correct declared_size")
     return Finding("data", "ok", words)
 

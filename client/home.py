@@ -27,6 +27,7 @@ from client.policy import Policy
 from common import places
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, source_features, source_targets
+from common.data.patients import numbered
 from common.errors import BackboneMismatchError, ConfigError
 from common.features import as_tensor, cached_backbone
 from common.messages import ModelSpec
@@ -45,18 +46,20 @@ class Records:
         features: float32, shape (N, D) or more rows, read-only, possibly memory-mapped.
         rows: which rows of ``features`` are this node's, shape (n,).
         targets: of this node's records, shape (n, ...).
+        patients: number of the patient of each record, shape (n,), 0 … P-1; None where the data name none.
     """
 
     features: NDArray[np.float32]
     rows: NDArray[np.int64]
     targets: Tensor
+    patients: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Number of records (sensitive)."""
         return len(self.rows)
 
-    def take(self, sampled: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and targets (B, ...) of the sampled records."""
+    def take(self, sampled: NDArray[np.bool_] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and targets (B, ...) of the sampled records: by flags, or by their places."""
         return as_tensor(self.features, self.rows[sampled]), self.targets[torch.from_numpy(sampled)]
 
     def everything(self) -> tuple[Tensor, Tensor]:
@@ -70,7 +73,7 @@ class Node:
 
     Attributes:
         name: as the server knows the node.
-        declared_size: number of records that the operator declares; public.
+        declared_size: number of units (records, or patients) that the operator declares; public.
         classes: label names of its data, in the order of the labels; public.
         task: what its labels say; public.
         policy: what the operator allows.
@@ -155,7 +158,7 @@ def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], part
     privacy = config.privacy
     return Node(
         name=name,
-        declared_size=len(share),
+        declared_size=federation.units(share, privacy.unit),
         classes=federation.data.classes,
         task=federation.data.task,
         policy=Policy(privacy.epsilon, privacy.delta, privacy.unit, metrics=config.evaluation.node_metrics),
@@ -196,7 +199,7 @@ def _simulated_records(federation: Federation, share: NDArray[np.int64], model: 
     check_backbone(model)
     features = source_features(federation, model.backbone, model.cut, model.precision)
     targets = source_targets(federation, model.backbone)
-    return Records(features, share, targets[torch.from_numpy(share)])
+    return Records(features, share, targets[torch.from_numpy(share)], numbered(federation.data.patient, share))
 
 
 def check_backbone(model: ModelSpec) -> None:

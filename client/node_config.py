@@ -50,7 +50,9 @@ class DataSection(_Section):
 
     id: _Name = Field(description="Name of the data set in the ledger; data that overlap share one, for ever.")
     source: _Text = Field(description="A file or a folder; docs/data.md lists the forms.")
-    declared_size: _Count = Field(description="Number of records that the coordinator is told; a round figure is fine.")
+    declared_size: _Count = Field(
+        description="Number of records, or patients, that the coordinator is told; a round figure is fine."
+    )
     classes: _Classes = Field(description="All class names, in the federation's order, present here or not.")
     ledgers: _Text = Field(
         "ledgers", description="Folder of the ledger; nodes of several federations on the same data must share it."
@@ -88,8 +90,8 @@ class PrivacySection(_Section):
 
     max_epsilon: _Positive = Field(description="Cap on all that is ever released from the data set, at this delta.")
     delta: _Fraction = Field(description="At most 1 / declared_size; fixed for the data set for ever.")
-    unit: Annotated[Literal["record"], Expected('"record"')] = Field(
-        "record", description="What one person's protection covers."
+    unit: Annotated[Literal["record", "patient"], Expected('"record" or "patient"')] = Field(
+        "record", description="What one person's protection covers: one record, or all records of a patient."
     )
     acknowledge_record_unit: Annotated[bool, Expected("true or false")] = Field(
         False, description='Confirms unit "record" for data that name patients.'

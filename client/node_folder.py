@@ -34,17 +34,18 @@ certificate = "ca.crt"       # the coordinator's, from the join file
 id = {id}                    # name of the data set in the ledger; data that overlap share one, for ever
 # ledgers = "/var/lib/fedgraft/ledgers"   # where the ledger is; share it if you join another federation with these data
 source = {source}            # a file or a folder; never leaves this machine
-declared_size = {size}       # number of records, told to the coordinator; a round figure is fine
+declared_size = {size}       # number of records (of patients, where they are the unit); a round figure is fine
 classes = {classes}          # all class names of the federation, in its order
 # keys = {{ labels = "diagnosis" }}   # the file's own names, where they differ
 
 [privacy]
 max_epsilon = {epsilon}      # cap on all that is ever released from the data set
 delta = {delta}              # at most 1 / declared_size; fixed for ever
+unit = {unit}                # what is protected as a whole: one "record", or one "patient" with all of its records
 # min_noise_multiplier = 0.5 # plans with less noise are refused
 # max_clipping_norm = 10.0   # plans with a larger clipping norm are refused
 # partial = true             # join a plan that is too long, until the last round that fits
-# acknowledge_record_unit = true   # where the data name patients: one record is protected, not all of a patient's
+# acknowledge_record_unit = true   # for the unit "record", where the data name patients
 """
 
 
@@ -82,7 +83,7 @@ def make_node(folder: Path, join: Join, name: str, values: dict[str, object]) ->
         folder: is made.
         join: of the coordinator.
         name: of the node.
-        values: of the template's other fields: ``source``, ``size``, ``classes``, ``epsilon``, ``delta``.
+        values: of the template's other fields: ``source``, ``size``, ``classes``, ``epsilon``, ``delta``, ``unit``.
 
     Raises:
         ConfigError: there is a node in it already, or it cannot be made.

@@ -27,6 +27,7 @@ from client.node_config import NodeConfig
 from common import durable
 from common.data.agreed import load_agreed
 from common.data.local import LocalData
+from common.data.patients import numbered
 from common.errors import ConfigError, PrivacyError
 from common.features import cached_backbone, default_cache
 from common.messages import ModelSpec
@@ -34,7 +35,7 @@ from common.privacy.canonical import canonical_json
 from common.targets import make_targets
 
 INDEX = "index"
-FACTS, DIGESTS = "facts", "digests"
+FACTS, DIGESTS, PATIENTS = "facts", "digests", "patients"
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,22 @@ class OwnRecords:
         return {"task": self.data.task, "patients": self.data.patient is not None}
 
     def check_unit(self) -> None:
-        """A data set that names patients needs an acknowledgement, as long as single records are what is protected.
+        """Patients are protected whole where the data name them, or the operator says that single records are meant.
 
         Raises:
-            PrivacyError: there is none.
+            PrivacyError: neither holds, or patients are to be protected and the data name none.
         """
-        if self.facts["patients"] and not self.config.privacy.acknowledge_record_unit:
+        named, privacy = bool(self.facts["patients"]), self.config.privacy
+        if named and privacy.unit == "record" and not privacy.acknowledge_record_unit:
             raise PrivacyError(
-                "the data name patients, and this release protects one record of a patient only; set "
-                "privacy.acknowledge_record_unit = true in node.toml if that is what you mean"
+                'the data name patients, and privacy.unit = "record" protects one record of a patient only; set '
+                'privacy.unit = "patient" in node.toml, or privacy.acknowledge_record_unit = true if single records '
+                "are what you mean"
+            )
+        if privacy.unit == "patient" and not named:
+            raise PrivacyError(
+                'privacy.unit = "patient" in node.toml needs data that name patients, got none; say patient = '
+                '"<column>" in [data.keys]'
             )
 
     def of(self, model: ModelSpec) -> Records:
@@ -92,12 +100,13 @@ class OwnRecords:
         if known is not None and name in known:
             features = default_cache().kept(backbone, model.cut, known[DIGESTS], model.precision)
             if features is not None:
-                return Records(features, np.arange(len(features), dtype=np.int64), torch.from_numpy(known[name]))
+                targets = torch.from_numpy(known[name])
+                return Records(features, np.arange(len(features), dtype=np.int64), targets, known.get(PATIENTS))
         features = default_cache().features(backbone, model.cut, self.data, precision=model.precision)
         targets = make_targets(self.data, backbone)
         if self._is_whole():
             self._keep({**(known or {}), name: targets.numpy()})
-        return Records(features, np.arange(len(self.data), dtype=np.int64), targets)
+        return Records(features, np.arange(len(self.data), dtype=np.int64), targets, numbered(self.data.patient))
 
     def _is_whole(self) -> bool:
         """Whether the source holds the records themselves, not a list of them."""
@@ -113,6 +122,7 @@ class OwnRecords:
         made_of = canonical_json(
             {
                 "release": version("fedgraft"),
+                "patients": "numbered",
                 "files": seen,
                 "keys": dict(section.keys),
                 "classes": list(section.classes),
@@ -131,6 +141,8 @@ class OwnRecords:
         """Write the index, and drop those of other states of the files."""
         file = io.BytesIO()
         fixed = {FACTS: np.array(json.dumps(self.facts)), DIGESTS: self.data.record_digests()}
+        patients = numbered(self.data.patient)
+        fixed |= {} if patients is None else {PATIENTS: patients}
         np.savez(file, **{**arrays, **fixed})  # type: ignore[arg-type]
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
         durable.write_bytes(self._path, file.getvalue(), mode=0o600)

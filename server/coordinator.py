@@ -142,16 +142,25 @@ def privacy_terms(config: RunConfig, features: int, task: str = "classification"
         clipping_norm=default_clipping_norm(features, task) if clipping_norm == "auto" else float(clipping_norm),
         noise_multiplier=noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps),
         delta=privacy.delta,
+        records_per_unit=privacy.records_per_patient if privacy.unit == "patient" else 1,
     )
 
 
 def check_unit(config: RunConfig, federation: Federation) -> None:
     """A data set that names patients must say which unit is meant.
 
+    A coordinator's own records may name no patient: those of the nodes do, and each node sees to it.
+
     Raises:
-        PrivacyError: unit "record" on data with a patient column, without acknowledgement.
+        PrivacyError: unit "record" on data with a patient column, without acknowledgement; unit "patient" on the data
+            of a simulation without one.
     """
     names_patients, acknowledged = federation.data.patient is not None, config.privacy.acknowledge_record_unit
+    if federation.shares and config.privacy.unit == "patient" and not names_patients:
+        raise PrivacyError(
+            'privacy.unit = "patient" needs data that name patients, got none; say patient = "<column>" in '
+            '[data.keys], or choose unit = "record"'
+        )
     if names_patients and config.privacy.unit == "record" and not acknowledged:
         raise PrivacyError(
             'the data name patients, and privacy.unit = "record" protects one record of a patient only; set '

@@ -31,7 +31,7 @@ class Member:
     Attributes:
         name: of the node.
         node_id: Flower's id of it, another one in every run.
-        declared_size: public number of records.
+        declared_size: public number of units.
     """
 
     name: str

@@ -368,3 +368,33 @@ def test_a_server_cannot_write_lines_into_the_log(as_own_node: Path) -> None:
         forged = ConfigRecord({wire.TASK: json.dumps({**body, "model": {**body["model"], **change}})})
         reply = ask(RecordDict({wire.CONFIG: forged}), wire.QUERY_HELLO)
         assert wire.decode_reply(reply) == Refusal(Reason.PROTOCOL)
+
+
+def test_patients_are_protected_where_the_node_says_so_and_its_records_name_them(node_folder: Path) -> None:
+    digits = load_source("digits")
+    who = np.array([f"p{number % 20}" for number in range(60)])
+    images = np.stack([np.asarray(image) for image in digits.inputs[:60]])
+    np.savez(node_folder / "records.npz", images=images, labels=digits.labels[:60], patient=who)
+    configure(node_folder, 'source = "records"', 'source = "records.npz"')
+    with pytest.raises(PrivacyError, match="protects one record of a patient only"):
+        open_own_node(node_folder)
+    configure(node_folder, "[privacy]", '[privacy]\nunit = "patient"')
+    configure(node_folder, "declared_size = 60", "declared_size = 20")
+    task = small_task(unit="patient", records_per_unit=2)
+    for _ in range(2):  # the second time from the index
+        node = open_own_node(node_folder)
+        patients = node.records(node.own(task.offer.model)).patients
+        assert patients is not None
+        assert np.bincount(patients).tolist() == [3] * 20
+    assert accept_offer(task.offer, node) == Hello("st-mary", 20)
+    assert isinstance(train_round(task, node), Update)
+    with pytest.raises(PrivacyError, match="one patient, the server offers unit 'record'"):
+        accept_offer(small_offer(), node)
+    index = b"".join(path.read_bytes() for path in (node_folder / "index").iterdir())
+    assert b"p19" not in index
+
+
+def test_patients_that_no_record_names_are_refused(node_folder: Path) -> None:
+    configure(node_folder, "[privacy]", '[privacy]\nunit = "patient"')
+    with pytest.raises(PrivacyError, match="needs data that name patients"):
+        open_own_node(node_folder)

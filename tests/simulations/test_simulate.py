@@ -218,7 +218,7 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "unknown backbone": ({"model": {"backbone": "embedded/glif"}}, "did you mean 'embedded/glyph'"),
     "unknown cut": ({"model": {"backbone": "pixels/8", "cut": "pixel"}}, "did you mean 'pixels'"),
     "missing file": ({"data": {"source": "/nowhere/images.npz"}}, "nowhere"),
-    "unit that is not built": ({"privacy": {"unit": "patient"}}, "unit"),
+    "patients that nobody names": ({"privacy": {"unit": "patient"}}, "needs data that name patients"),
     "trust that is not built": ({"privacy": {"trust": "secagg"}}, "trust"),
     "empty nodes": ({"federation": {"nodes": 200}, "data": {"partition": "dirichlet", "alpha": 0.01}}, "node"),
     "more nodes than records": ({"federation": {"nodes": 5000}}, "5000"),
