@@ -138,7 +138,9 @@ def _data(folder: Path, config: NodeConfig) -> Finding:
     records = OwnRecords(folder, config)
     data = records.data  # all files are read, whatever the index says
     records.check_unit()
-    words = f"{len(data)} records readable, task {data.task}, declared {config.data.declared_size}"
+    withdrawn = len(records.everything) - len(data)
+    left_out = f", {withdrawn} withdrawn" if withdrawn else ""
+    words = f"{len(data)} records readable{left_out}, task {data.task}, declared {config.data.declared_size}"
     if abs(len(data) - config.data.declared_size) > config.data.declared_size / 2:
         return Finding("data", "note", f"{words}: far apart, so that the noise is ill fitted; correct declared_size")
     return Finding("data", "ok", words)

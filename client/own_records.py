@@ -1,8 +1,8 @@
 """A real node's records between messages: each message is a new process, and must not read all files again.
 
 What is kept is an index: for every record its digest, by which the feature cache knows it, and its target. It is found
-again as long as the files are those that it was made of, by name, size and time. A list of files elsewhere has none:
-what it lists may change without it.
+again as long as the files are those that it was made of, by name, size and time, and nobody else has withdrawn. A list
+of files elsewhere has none: what it lists may change without it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from client.home import Records
 from client.node_config import NodeConfig
+from client.withdrawals import Withdrawals, read_withdrawals, withdrawals_file
 from common import durable
 from common.data.agreed import load_agreed
 from common.data.local import LocalData
@@ -55,14 +56,37 @@ class OwnRecords:
         return self.folder / Path(self.config.data.source).expanduser()
 
     @cached_property
-    def data(self) -> LocalData:
-        """All of them, read now.
+    def withdrawals(self) -> Withdrawals:
+        """What was withdrawn from them, as it stood when this was first asked for.
+
+        Raises:
+            PrivacyError: the list of it is lost or damaged.
+        """
+        return read_withdrawals(withdrawals_file(self.folder, self.config))
+
+    @cached_property
+    def everything(self) -> LocalData:
+        """All that the source holds, withdrawn records too, read now; for the operator's own commands.
 
         Raises:
             ConfigError: they cannot be read, or have classes that nobody agreed on.
         """
         section = self.config.data
         return load_agreed(str(self.source), section.keys, section.classes, Path())
+
+    @cached_property
+    def data(self) -> LocalData:
+        """All that may be used: those withdrawn are left out; errors as in ``everything`` and ``withdrawals``.
+
+        Raises:
+            ConfigError: none is left.
+        """
+        withdrawn = self.withdrawals.applies(self.everything)
+        if not withdrawn.any():
+            return self.everything
+        if withdrawn.all():
+            raise ConfigError("expected a record that nobody has withdrawn, found none; this node cannot take part")
+        return self.everything.take(np.flatnonzero(~withdrawn))
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -97,11 +121,20 @@ class OwnRecords:
         targets = make_targets(self.data, backbone)
         if self._is_whole():
             self._keep({**(known or {}), name: targets.numpy()})
+        self._sweep()
         return Records(features, np.arange(len(self.data), dtype=np.int64), targets)
 
     def _is_whole(self) -> bool:
         """Whether the source holds the records themselves, not a list of them."""
         return self.source.is_dir() or self.source.suffix == ".npz" or self.data.modality in ("text", "words", "pair")
+
+    def _sweep(self) -> None:
+        """Delete what the cache has of withdrawn records, of those too that were withdrawn while this message ran."""
+        newest = read_withdrawals(withdrawals_file(self.folder, self.config))
+        if newest.version:
+            default_cache().drop(newest.holds)
+        if newest.version != self.withdrawals.version:
+            forget_index(self.folder)
 
     @cached_property
     def _path(self) -> Path:
@@ -116,6 +149,7 @@ class OwnRecords:
                 "files": seen,
                 "keys": dict(section.keys),
                 "classes": list(section.classes),
+                "withdrawn": self.withdrawals.version,
             }
         )
         return self.folder / INDEX / f"{hashlib.sha256(made_of.encode()).hexdigest()}.npz"

@@ -26,7 +26,7 @@ from common.errors import ConfigError
 from common.feature_pass import FeaturePass, Precision, device
 from common.grafting import cut_point
 from common.places import cache_bytes, cache_folder
-from common.segments import Segments, as_keys, make_room, mark_used, write_segment
+from common.segments import Segments, as_keys, drop_records, make_room, mark_used, write_segment
 
 TRIES = 3  # of finding in the cache what was just written there
 FORMAT = 4  # counts up when the way of computing features changes their bits
@@ -102,6 +102,14 @@ class FeatureCache:
         mark_used(place)
         known = Segments(place)
         return known.rows(wanted) if bool(known.contains(wanted).all()) else None
+
+    def drop(self, unwanted: Callable[[NDArray[np.uint8]], NDArray[np.bool_]]) -> int:
+        """Delete the features of some records, and of no others; returns how many there were.
+
+        Args:
+            unwanted: of digests (N, 32), which ones go, shape (N,).
+        """
+        return drop_records(self.folder, unwanted)
 
     def purge(self) -> int:
         """Delete every segment; returns how many bytes were freed."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,33 @@ def write_segment(place: Path, keys: NDArray[np.void], values: NDArray[np.float3
     name = hashlib.sha256(digests.tobytes()).hexdigest()[:32]
     blob = safetensors.numpy.save({"features": values, "records": digests})
     durable.write_bytes(place / f"{name}.safetensors", blob, mode=0o600)
+
+
+def drop_records(cache: Path, unwanted: Callable[[NDArray[np.uint8]], NDArray[np.bool_]]) -> int:
+    """Take some records' features out of all segments; the others' stay.
+
+    Args:
+        cache: folder of the folders of segments.
+        unwanted: of digests (N, 32), which ones go, shape (N,).
+
+    Returns:
+        How many were taken out.
+    """
+    dropped = 0
+    for path in sorted(cache.glob("*/*.safetensors")):
+        try:
+            digests, values = _map_segment(path)
+        except FileNotFoundError:
+            continue  # another process made room just now
+        gone = unwanted(digests)
+        if not gone.any():
+            continue
+        if not gone.all():
+            write_segment(path.parent, as_keys(digests[~gone]), values[~gone])
+        path.unlink(missing_ok=True)
+        durable.sync_folder(path.parent)
+        dropped += int(gone.sum())
+    return dropped
 
 
 class Segments:
