@@ -11,13 +11,14 @@ import typer
 from client.approve_cli import approve
 from client.command_line import AsJson, Home, home_of, node_of
 from client.ledger_cli import ledger
-from client.records_cli import forget, purge_cache
+from client.records_cli import cache_key, forget, purge_cache
 
 node = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 node.add_typer(approve, name="approve")
 node.add_typer(ledger, name="ledger")
 node.command("forget", epilog="Example: fedgraft node forget P-0417")(forget)
 node.command("purge-cache", epilog="Example: fedgraft node purge-cache")(purge_cache)
+node.command("cache-key", epilog="Example: fedgraft node cache-key")(cache_key)
 
 MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 

@@ -19,10 +19,11 @@ from client.approvals import read_approvals
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import KEY, PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
-from client.own_records import OwnRecords
+from client.own_records import OwnRecords, own_seal
 from common.backbones.controls import load_reference
 from common.errors import FederationError
 from common.privacy.keys import load_private
+from common.segments import check_segments
 
 CONNECT_TIMEOUT_S = 10.0
 SOON = datetime.timedelta(days=30)
@@ -58,6 +59,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("certificate", _certificate),
         ("server", _server),
         ("data", _data),
+        ("cache", _cache),
         ("ledger", _ledger),
         ("backbones", _backbones),
         ("apps", _apps),
@@ -144,6 +146,16 @@ def _data(folder: Path, config: NodeConfig) -> Finding:
     if abs(len(data) - config.data.declared_size) > config.data.declared_size / 2:
         return Finding("data", "note", f"{words}: far apart, so that the noise is ill fitted; correct declared_size")
     return Finding("data", "ok", words)
+
+
+def _cache(folder: Path, config: NodeConfig) -> Finding:
+    seal = own_seal(folder, config)
+    check_segments(folder / "cache" / "features", seal)
+    if seal is None:
+        return Finding("cache", "note", "features are kept unencrypted; set data.cache_key where the disk is not")
+    if (folder / Path(str(config.data.cache_key)).expanduser()).resolve().is_relative_to(folder.resolve()):
+        return Finding("cache", "note", "encrypted, but the key lies in the node's folder: who copies one has both")
+    return Finding("cache", "ok", "encrypted")
 
 
 def _ledger(folder: Path, config: NodeConfig) -> Finding:

@@ -12,7 +12,7 @@ import io
 import json
 import shutil
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +29,11 @@ from common import durable
 from common.data.agreed import load_agreed
 from common.data.local import LocalData
 from common.errors import ConfigError, PrivacyError
-from common.features import cached_backbone, default_cache
+from common.features import FeatureCache, cached_backbone, default_cache
 from common.messages import ModelSpec
 from common.privacy.canonical import canonical_json
+from common.sealing import Seal, SealBrokenError, read_seal
+from common.segments import PLAIN, delete_segments
 from common.targets import make_targets
 
 INDEX = "index"
@@ -89,6 +91,21 @@ class OwnRecords:
         return self.everything.take(np.flatnonzero(~withdrawn))
 
     @cached_property
+    def cache(self) -> FeatureCache:
+        """Of their features, encrypted where the configuration names a key; what was kept without it is deleted then.
+
+        Raises:
+            ConfigError: the key is missing, or not its owner's alone.
+        """
+        if self._seal is not None:
+            delete_segments(default_cache().folder, (PLAIN,))
+        return replace(default_cache(), seal=self._seal)
+
+    @cached_property
+    def _seal(self) -> Seal | None:
+        return own_seal(self.folder, self.config)
+
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What a plan is checked against, ``task`` and ``patients``; errors as in ``data``."""
         known = self._index()
@@ -114,10 +131,10 @@ class OwnRecords:
         backbone, known = cached_backbone(model.backbone), self._index()
         name = f"targets-{backbone.digest}"
         if known is not None and name in known:
-            features = default_cache().kept(backbone, model.cut, known[DIGESTS], model.precision)
+            features = self.cache.kept(backbone, model.cut, known[DIGESTS], model.precision)
             if features is not None:
                 return Records(features, np.arange(len(features), dtype=np.int64), torch.from_numpy(known[name]))
-        features = default_cache().features(backbone, model.cut, self.data, precision=model.precision)
+        features = self.cache.features(backbone, model.cut, self.data, precision=model.precision)
         targets = make_targets(self.data, backbone)
         if self._is_whole():
             self._keep({**(known or {}), name: targets.numpy()})
@@ -132,7 +149,7 @@ class OwnRecords:
         """Delete what the cache has of withdrawn records, of those too that were withdrawn while this message ran."""
         newest = read_withdrawals(withdrawals_file(self.folder, self.config))
         if newest.version:
-            default_cache().drop(newest.holds)
+            self.cache.drop(newest.holds)
         if newest.version != self.withdrawals.version:
             forget_index(self.folder)
 
@@ -150,16 +167,19 @@ class OwnRecords:
                 "keys": dict(section.keys),
                 "classes": list(section.classes),
                 "withdrawn": self.withdrawals.version,
+                "sealed": self._seal is not None,
             }
         )
         return self.folder / INDEX / f"{hashlib.sha256(made_of.encode()).hexdigest()}.npz"
 
     def _index(self) -> dict[str, NDArray[Any]] | None:
         try:
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            data = self._path.read_bytes()
+            opened = data if self._seal is None else self._seal.open(data, self._path.name)
+            with np.load(io.BytesIO(opened), allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None  # none, or a damaged one: made anew
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, SealBrokenError):
+            return None  # none, a damaged one, or one of another key: made anew
 
     def _keep(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Write the index, and drop those of other states of the files."""
@@ -167,10 +187,21 @@ class OwnRecords:
         fixed = {FACTS: np.array(json.dumps(self.facts)), DIGESTS: self.data.record_digests()}
         np.savez(file, **{**arrays, **fixed})  # type: ignore[arg-type]
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        durable.write_bytes(self._path, file.getvalue(), mode=0o600)
+        data = file.getvalue() if self._seal is None else self._seal.close(file.getvalue(), self._path.name)
+        durable.write_bytes(self._path, data, mode=0o600)
         for other in self._path.parent.glob("*.npz"):
             if other != self._path:
                 other.unlink(missing_ok=True)
+
+
+def own_seal(folder: Path, config: NodeConfig) -> Seal | None:
+    """What encrypts a node's features and index; None where its configuration names no key.
+
+    Raises:
+        ConfigError: the key is missing, or not its owner's alone.
+    """
+    key = config.data.cache_key
+    return None if key is None else read_seal(folder / Path(key).expanduser())
 
 
 def forget_index(folder: Path) -> None:

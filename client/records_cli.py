@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,7 @@ def _forget(folder: Path, config: NodeConfig, wanted: list[str]) -> None:
     else:
         after = before
         typer.echo("forgotten   already, all of them; nothing was added")
-    dropped = _own_cache(folder).drop(known.holds) if known.version else 0
+    dropped = _cache_to_sweep(folder, config).drop(known.holds) if known.version else 0
     forget_index(folder)
     typer.echo(f"features    of {dropped} records deleted from the cache")
     typer.echo(f"left        {int((~after).sum())} of {len(after)} records, in every round from the next message on;")
@@ -85,6 +86,34 @@ def purge_cache(home: Home = None) -> None:
     folder = node_of(home)
     forget_index(folder)
     typer.echo(f"freed {_own_cache(folder).purge() / 2**20:,.1f} MiB")
+
+
+def cache_key(home: Home = None) -> None:
+    """Make the key that data.cache_key in node.toml names; features and index are encrypted with it from then on."""
+    from client.node_config import load_node_config
+    from common.errors import ConfigError
+    from common.sealing import make_seal
+
+    folder = node_of(home)
+    named = load_node_config(folder).data.cache_key
+    if named is None:
+        raise ConfigError("expected data.cache_key in node.toml, found none; say there where the key shall be")
+    path = folder / Path(named).expanduser()
+    make_seal(path)
+    typer.echo(f"key         {path}; keep it apart from {folder}, and a copy in a safe place is not needed:")
+    typer.echo("            without it features are made anew, after `fedgraft node purge-cache`")
+
+
+def _cache_to_sweep(folder: Path, config: NodeConfig) -> FeatureCache:
+    """The node's cache with its key; without, what is sealed cannot be told apart, and is deleted whole."""
+    from client.own_records import own_seal
+    from common.errors import ConfigError
+
+    try:
+        return replace(_own_cache(folder), seal=own_seal(folder, config))
+    except ConfigError as error:
+        typer.echo(f"note: {error}; all encrypted features are deleted", err=True)
+        return _own_cache(folder)
 
 
 def _own_cache(folder: Path) -> FeatureCache:

@@ -34,7 +34,7 @@ CONFIG = """
 name = "st-mary"
 
 [server]
-address = "coordinator.example.org:9092"
+address = "127.0.0.1:1"
 
 [data]
 id = "st-mary"
