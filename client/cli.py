@@ -11,10 +11,14 @@ import typer
 from client.approve_cli import approve
 from client.command_line import AsJson, Home, home_of, node_of
 from client.ledger_cli import ledger
+from client.records_cli import cache_key, forget, purge_cache
 
 node = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 node.add_typer(approve, name="approve")
 node.add_typer(ledger, name="ledger")
+node.command("forget", epilog="Example: fedgraft node forget P-0417")(forget)
+node.command("purge-cache", epilog="Example: fedgraft node purge-cache")(purge_cache)
+node.command("cache-key", epilog="Example: fedgraft node cache-key")(cache_key)
 
 MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
@@ -169,22 +173,6 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     for run, round_ in said.open_reservations:
         typer.echo(f"paid only   {run}, round {round_}: reserved, never released")
     typer.echo(f"chain head  {said.chain_head}")
-
-
-@node.command("purge-cache", epilog="Example: fedgraft node purge-cache")
-def purge_cache(home: Home = None) -> None:
-    """Delete the features of all records; the next round computes them anew."""
-    import os
-
-    from client.node_folder import environment
-    from client.own_records import forget_index
-    from common import places
-    from common.features import default_cache
-
-    folder = node_of(home)
-    forget_index(folder)
-    os.environ[places.CACHE] = environment(folder)[places.CACHE]
-    typer.echo(f"freed {default_cache().purge() / 2**20:,.1f} MiB")
 
 
 def _looked_at(source: str) -> tuple[list[str], int, str]:

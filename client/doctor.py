@@ -19,11 +19,12 @@ from client.approvals import read_approvals
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import KEY, PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
-from client.own_records import OwnRecords
+from client.own_records import OwnRecords, own_seal
 from common.backbones.controls import load_reference
 from common.data.patients import numbered
 from common.errors import FederationError
 from common.privacy.keys import load_private
+from common.segments import check_segments
 
 CONNECT_TIMEOUT_S = 10.0
 SOON = datetime.timedelta(days=30)
@@ -59,6 +60,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("certificate", _certificate),
         ("server", _server),
         ("data", _data),
+        ("cache", _cache),
         ("ledger", _ledger),
         ("backbones", _backbones),
         ("apps", _apps),
@@ -140,12 +142,24 @@ def _data(folder: Path, config: NodeConfig) -> Finding:
     data = records.data  # all files are read, whatever the index says
     records.check_unit()
     patients = numbered(data.patient) if config.privacy.unit == "patient" else None
-    units = len(data) if patients is None else int(patients.max()) + 1
+    units = len(data) if patients is None else int(patients.max(initial=-1)) + 1
     of = "" if patients is None else f" of {units} patients"
-    words = f"{len(data)} records{of} readable, task {data.task}, declared {config.data.declared_size}"
+    withdrawn = len(records.everything) - len(data)
+    left_out = f", {withdrawn} withdrawn" if withdrawn else ""
+    words = f"{len(data)} records{of} readable{left_out}, task {data.task}, declared {config.data.declared_size}"
     if abs(units - config.data.declared_size) > config.data.declared_size / 2:
         return Finding("data", "note", f"{words}: far apart, so that the noise is ill fitted; correct declared_size")
     return Finding("data", "ok", words)
+
+
+def _cache(folder: Path, config: NodeConfig) -> Finding:
+    seal = own_seal(folder, config)
+    check_segments(folder / "cache" / "features", seal)
+    if seal is None:
+        return Finding("cache", "note", "features are kept unencrypted; set data.cache_key where the disk is not")
+    if (folder / Path(str(config.data.cache_key)).expanduser()).resolve().is_relative_to(folder.resolve()):
+        return Finding("cache", "note", "encrypted, but the key lies in the node's folder: who copies one has both")
+    return Finding("cache", "ok", "encrypted")
 
 
 def _ledger(folder: Path, config: NodeConfig) -> Finding:

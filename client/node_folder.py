@@ -36,6 +36,7 @@ id = {id}                    # name of the data set in the ledger; data that ove
 source = {source}            # a file or a folder; never leaves this machine
 declared_size = {size}       # number of records (of patients, where they are the unit); a round figure is fine
 classes = {classes}          # all class names of the federation, in its order
+# cache_key = "/run/keys/fedgraft.key"   # encrypts the features kept here; made by `fedgraft node cache-key`
 # keys = {{ labels = "diagnosis" }}   # the file's own names, where they differ
 
 [privacy]

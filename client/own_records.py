@@ -1,8 +1,8 @@
 """A real node's records between messages: each message is a new process, and must not read all files again.
 
 What is kept is an index: for every record its digest, by which the feature cache knows it, and its target. It is found
-again as long as the files are those that it was made of, by name, size and time. A list of files elsewhere has none:
-what it lists may change without it.
+again as long as the files are those that it was made of, by name, size and time, and nobody else has withdrawn. A list
+of files elsewhere has none: what it lists may change without it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import json
 import shutil
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +24,17 @@ from numpy.typing import NDArray
 
 from client.home import Records
 from client.node_config import NodeConfig
+from client.withdrawals import Withdrawals, read_withdrawals, withdrawals_file
 from common import durable
 from common.data.agreed import load_agreed
 from common.data.local import LocalData
 from common.data.patients import numbered
 from common.errors import ConfigError, PrivacyError
-from common.features import cached_backbone, default_cache
+from common.features import FeatureCache, cached_backbone, default_cache
 from common.messages import ModelSpec
 from common.privacy.canonical import canonical_json
+from common.sealing import Seal, SealBrokenError, read_seal
+from common.segments import PLAIN, delete_segments
 from common.targets import make_targets
 
 INDEX = "index"
@@ -56,14 +59,52 @@ class OwnRecords:
         return self.folder / Path(self.config.data.source).expanduser()
 
     @cached_property
-    def data(self) -> LocalData:
-        """All of them, read now.
+    def withdrawals(self) -> Withdrawals:
+        """What was withdrawn from them, as it stood when this was first asked for.
+
+        Raises:
+            PrivacyError: the list of it is lost or damaged.
+        """
+        return read_withdrawals(withdrawals_file(self.folder, self.config))
+
+    @cached_property
+    def everything(self) -> LocalData:
+        """All that the source holds, withdrawn records too, read now; for the operator's own commands.
 
         Raises:
             ConfigError: they cannot be read, or have classes that nobody agreed on.
         """
         section = self.config.data
         return load_agreed(str(self.source), section.keys, section.classes, Path())
+
+    @cached_property
+    def data(self) -> LocalData:
+        """All that may be used: those withdrawn are left out; errors as in ``everything`` and ``withdrawals``.
+
+        Raises:
+            ConfigError: none is left.
+        """
+        withdrawn = self.withdrawals.applies(self.everything)
+        if not withdrawn.any():
+            return self.everything
+        if withdrawn.all():
+            raise ConfigError("expected a record that nobody has withdrawn, found none; this node cannot take part")
+        return self.everything.take(np.flatnonzero(~withdrawn))
+
+    @cached_property
+    def cache(self) -> FeatureCache:
+        """Of their features, encrypted where the configuration names a key; what was kept without it is deleted then.
+
+        Raises:
+            ConfigError: the key is missing, or not its owner's alone.
+        """
+        if self._seal is not None:
+            delete_segments(default_cache().folder, (PLAIN,))
+        return replace(default_cache(), seal=self._seal)
+
+    @cached_property
+    def _seal(self) -> Seal | None:
+        return own_seal(self.folder, self.config)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -98,19 +139,28 @@ class OwnRecords:
         backbone, known = cached_backbone(model.backbone), self._index()
         name = f"targets-{backbone.digest}"
         if known is not None and name in known:
-            features = default_cache().kept(backbone, model.cut, known[DIGESTS], model.precision)
+            features = self.cache.kept(backbone, model.cut, known[DIGESTS], model.precision)
             if features is not None:
                 targets = torch.from_numpy(known[name])
                 return Records(features, np.arange(len(features), dtype=np.int64), targets, known.get(PATIENTS))
-        features = default_cache().features(backbone, model.cut, self.data, precision=model.precision)
+        features = self.cache.features(backbone, model.cut, self.data, precision=model.precision)
         targets = make_targets(self.data, backbone)
         if self._is_whole():
             self._keep({**(known or {}), name: targets.numpy()})
+        self._sweep()
         return Records(features, np.arange(len(self.data), dtype=np.int64), targets, numbered(self.data.patient))
 
     def _is_whole(self) -> bool:
         """Whether the source holds the records themselves, not a list of them."""
         return self.source.is_dir() or self.source.suffix == ".npz" or self.data.modality in ("text", "words", "pair")
+
+    def _sweep(self) -> None:
+        """Delete what the cache has of withdrawn records, of those too that were withdrawn while this message ran."""
+        newest = read_withdrawals(withdrawals_file(self.folder, self.config))
+        if newest.version:
+            self.cache.drop(newest.holds)
+        if newest.version != self.withdrawals.version:
+            forget_index(self.folder)
 
     @cached_property
     def _path(self) -> Path:
@@ -126,16 +176,20 @@ class OwnRecords:
                 "files": seen,
                 "keys": dict(section.keys),
                 "classes": list(section.classes),
+                "withdrawn": self.withdrawals.version,
+                "sealed": self._seal is not None,
             }
         )
         return self.folder / INDEX / f"{hashlib.sha256(made_of.encode()).hexdigest()}.npz"
 
     def _index(self) -> dict[str, NDArray[Any]] | None:
         try:
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            data = self._path.read_bytes()
+            opened = data if self._seal is None else self._seal.open(data, self._path.name)
+            with np.load(io.BytesIO(opened), allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None  # none, or a damaged one: made anew
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, SealBrokenError):
+            return None  # none, a damaged one, or one of another key: made anew
 
     def _keep(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Write the index, and drop those of other states of the files."""
@@ -145,10 +199,21 @@ class OwnRecords:
         fixed |= {} if patients is None else {PATIENTS: patients}
         np.savez(file, **{**arrays, **fixed})  # type: ignore[arg-type]
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        durable.write_bytes(self._path, file.getvalue(), mode=0o600)
+        data = file.getvalue() if self._seal is None else self._seal.close(file.getvalue(), self._path.name)
+        durable.write_bytes(self._path, data, mode=0o600)
         for other in self._path.parent.glob("*.npz"):
             if other != self._path:
                 other.unlink(missing_ok=True)
+
+
+def own_seal(folder: Path, config: NodeConfig) -> Seal | None:
+    """What encrypts a node's features and index; None where its configuration names no key.
+
+    Raises:
+        ConfigError: the key is missing, or not its owner's alone.
+    """
+    key = config.data.cache_key
+    return None if key is None else read_seal(folder / Path(key).expanduser())
 
 
 def forget_index(folder: Path) -> None:
