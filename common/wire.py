@@ -129,6 +129,15 @@ def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
     return head
 
 
+def head_shapes(message: Message) -> dict[str, tuple[int, ...]]:
+    """The shapes of the head in a message as it declares them, without reading a value.
+
+    Raises:
+        ProtocolError: there is no head.
+    """
+    return {name: tuple(array.shape) for name, array in _arrays(message).items()}
+
+
 def decode_offer(message: Message) -> Offer:
     """Read the offer that a message carries.
 
