@@ -218,7 +218,9 @@ def decode_reply(message: Message) -> Reply:
         if STATISTICS in content:
             return Statistics(_decode_statistics(record(content, STATISTICS, ArrayRecord)))
         return Update(decode_head(record(content, ARRAYS, ArrayRecord)))
-    except (KeyError, ValueError) as error:
+    except ProtocolError:
+        raise
+    except Exception as error:  # a hostile node may write anything, and NumPy is not made for that
         raise ProtocolError(
             "expected an update, metrics, a hello or a refusal from a node, got another reply"
         ) from error
