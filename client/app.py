@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from client import egress, training
 from client.home import Node, open_node
 from client.journal import words_for
+from client.last_look import Speaker, permitted
 from client.statistics import release_statistics
 from common import places, wire
 from common.errors import FederationError
@@ -54,7 +55,8 @@ def _answer(message: Message, context: Context, work: Callable[[Node], Reply]) -
         node = open_node(context.run_id, context.run_config, context.node_config)
         name = node.name
         with threads(1):
-            reply = work(node)
+            speaker = Speaker(node.name, node.declared_size, exact=node.simulated and node.policy.metrics == "exact")
+            return wire.encode_reply(permitted(work(node), message, speaker), message)
     except FederationError as error:
         log.warning("%s refuses: %s", name, words_for(error, simulated=places.node_folder() is None))
         reply = egress.refuse(error)

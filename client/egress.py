@@ -33,12 +33,18 @@ def release_update(head: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Up
     Raises:
         PrivacyError: anything but finite float32 tensors of the same names and shapes; nothing is released.
     """
-    expected = {name: value.shape for name, value in sent.items()}
-    if {name: value.shape for name, value in head.items()} != expected:
+    return release_shaped(head, {name: tuple(value.shape) for name, value in sent.items()})
+
+
+def release_shaped(head: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Update:
+    """Let a noised head out, as ``release_update``, by the names and shapes of the head that came in."""
+    if not isinstance(head, Mapping) or not all(isinstance(value, Tensor) for value in head.values()):
+        raise PrivacyError("expected an update of named tensors, got something else; nothing was released")
+    if {name: tuple(value.shape) for name, value in head.items()} != dict(shapes):
         raise PrivacyError("expected an update shaped as the head that was sent, got another; nothing was released")
     if any(value.dtype != torch.float32 or not bool(value.isfinite().all()) for value in head.values()):
         raise PrivacyError("expected an update of finite float32 values, got others; nothing was released")
-    return Update({name: value.detach().clone() for name, value in head.items()})
+    return Update({name: head[name].detach().clone() for name in shapes})
 
 
 def release_statistics(values: NDArray[np.float64], size: int) -> Statistics:
@@ -51,7 +57,8 @@ def release_statistics(values: NDArray[np.float64], size: int) -> Statistics:
     Raises:
         PrivacyError: anything but so many finite float64 numbers; nothing is released.
     """
-    if values.dtype != np.float64 or values.shape != (size,) or not bool(np.isfinite(values).all()):
+    typed = isinstance(values, np.ndarray) and values.dtype == np.float64 and values.shape == (size,)
+    if not typed or not bool(np.isfinite(values).all()):
         raise PrivacyError(f"expected {size} finite float64 statistics, got others; nothing was released")
     return Statistics(values.copy())
 
@@ -64,6 +71,8 @@ def release_metrics(accuracy: float, policy: Literal["none", "exact"], *, simula
     """
     if policy != "exact" or not simulated:
         raise PrivacyError("this node's metrics policy lets no exact metric out; set node_metrics in a simulation")
+    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+        raise PrivacyError("expected an accuracy from 0 to 1, got something else; nothing was released")
     return Metrics(float(accuracy))
 
 

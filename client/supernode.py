@@ -28,6 +28,7 @@ from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR, InMemoryNodeState
 
 from client.approvals import read_approvals
+from client.gateway import Gateway
 from common.errors import ConfigError
 
 POLL_S = 0.2
@@ -60,7 +61,7 @@ def approved_only(get_fab: Callable[[str, int], Fab], folder: Path) -> Callable[
 
 
 def patch(folder: Path) -> None:
-    """Put the approval, and the shorter wait, into Flower's loop (flwr is pinned for it)."""
+    """Put the approval, the egress gate and the shorter wait into Flower's loop (flwr is pinned for it)."""
     connect = flower._init_connection
 
     @contextmanager
@@ -69,6 +70,16 @@ def patch(folder: Path) -> None:
             given: list[Any] = list(parts)
             given[GET_FAB] = approved_only(given[GET_FAB], folder)
             yield tuple(given)
+
+    gateway, receive_one, answer_all = Gateway(folder), flower._pull_and_store_message, flower._push_messages
+
+    def receive_and_remember(**parts: Any) -> int | None:
+        ways = gateway.remembering(parts["receive"], parts["pull_object"], parts["object_store"])
+        return receive_one(**{**parts, "receive": ways[0], "pull_object": ways[1]})
+
+    def answer_checked(**parts: Any) -> None:
+        send = gateway.checked(parts["send"], parts["push_object"], parts["object_store"])
+        answer_all(**{**parts, "send": send})
 
     start = command.start_client_internal
 
@@ -88,6 +99,8 @@ def patch(folder: Path) -> None:
     for module, name, value in (
         (InMemoryNodeState, "finish_task", finish_and_answer),
         (flower, "_init_connection", connected),
+        (flower, "_pull_and_store_message", receive_and_remember),
+        (flower, "_push_messages", answer_checked),
         (flower, "_verify_fab", lambda fab, _: "valid_license" in fab.verifications),
         (flower, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))),
         (command, "start_client_internal", start_with_approvals),

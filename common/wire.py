@@ -129,6 +129,15 @@ def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
     return head
 
 
+def head_shapes(message: Message) -> dict[str, tuple[int, ...]]:
+    """The shapes of the head in a message as it declares them, without reading a value.
+
+    Raises:
+        ProtocolError: there is no head.
+    """
+    return {name: tuple(array.shape) for name, array in _arrays(message).items()}
+
+
 def decode_offer(message: Message) -> Offer:
     """Read the offer that a message carries.
 
@@ -209,7 +218,9 @@ def decode_reply(message: Message) -> Reply:
         if STATISTICS in content:
             return Statistics(_decode_statistics(record(content, STATISTICS, ArrayRecord)))
         return Update(decode_head(record(content, ARRAYS, ArrayRecord)))
-    except (KeyError, ValueError) as error:
+    except ProtocolError:
+        raise
+    except Exception as error:  # a hostile node may write anything, and NumPy is not made for that
         raise ProtocolError(
             "expected an update, metrics, a hello or a refusal from a node, got another reply"
         ) from error

@@ -19,8 +19,10 @@ from common import wire
 from common.errors import PrivacyError, ProtocolError
 from common.messages import EvaluateTask, Hello, Metrics, Offer, Reason, Refusal, Reply, Statistics, Update
 from common.noised_moments import StatisticsTask, packed_size
+from server.intake import SLACK_BYTES, take
 
 JOIN_TIMEOUT_S = 120.0
+MOST_WORDS = 300  # of a sentence about a reply: parts of it are the node's
 POLL_S = 0.1
 
 
@@ -46,10 +48,23 @@ class Answers:
     Attributes:
         updates: the messages that hold an update, by node name.
         failed: node name to the reason why there is none.
+        unfit: node name to a sentence about what it sent, where that was refused here.
     """
 
     updates: Mapping[str, Message]
     failed: Mapping[str, str]
+    unfit: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unfit(Refusal):
+    """What stands for a reply that was refused here.
+
+    Attributes:
+        why: a sentence for the round log.
+    """
+
+    why: str
 
 
 @dataclass
@@ -123,15 +138,18 @@ class Link:
         updates: dict[str, Message] = {}
         asked = list(messages)
         failed = {name_of[message.metadata.dst_node_id]: "no reply" for message in asked}
-        for node_id, message in self._exchange(asked):
+        unfit: dict[str, str] = {}
+        for node_id, message in self._exchange(asked, _bytes_of(head)):
             name = name_of[node_id]
-            reply = _decode(message)
-            if isinstance(reply, Update) and _shapes(reply.head) == _shapes(head):
+            reply = _shaped(_decode(message), head)
+            if isinstance(reply, Update) and isinstance(message, Message):
                 updates[name] = _in_order(message, reply.head, head)
                 del failed[name]
             else:
                 failed[name] = _reason(reply)
-        return Answers(dict(sorted(updates.items())), dict(sorted(failed.items())))
+            if isinstance(reply, Unfit):
+                unfit[name] = reply.why
+        return Answers(dict(sorted(updates.items())), dict(sorted(failed.items())), dict(sorted(unfit.items())))
 
     def accuracies(self, task: EvaluateTask) -> dict[str, float]:
         """Ask every member how well a head does on its own records; those whose policy forbids it are left out."""
@@ -153,8 +171,9 @@ class Link:
         """
         content = RecordDict({wire.CONFIG: wire.encode_statistics_task(task)})
         ids = {member.node_id: name for name, member in self.members.items()}
-        replies = {ids[node]: reply for node, reply in self._ask(ids, content, wire.QUERY_STATISTICS).items()}
         size = (packed_size(task.sketch.width, task.offer.model.task, len(task.offer.model.classes)),)
+        most = SLACK_BYTES + size[0] * 8
+        replies = {ids[node]: reply for node, reply in self._ask(ids, content, wire.QUERY_STATISTICS, most).items()}
         came = {name: reply.values for name, reply in replies.items() if isinstance(reply, Statistics)}
         found = {name: values for name, values in came.items() if values.shape == size}
         failed = {
@@ -164,25 +183,44 @@ class Link:
             raise unanswered(f"statistics of candidate {task.candidate} from every node", failed)
         return dict(sorted(found.items()))
 
-    def _ask(self, node_ids: Iterable[int], content: RecordDict, kind: str) -> dict[int, Reply]:
+    def _ask(
+        self, node_ids: Iterable[int], content: RecordDict, kind: str, most_bytes: int = SLACK_BYTES
+    ) -> dict[int, Reply]:
         messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in node_ids]
-        return {node_id: _decode(message) for node_id, message in self._exchange(messages)}
+        return {node_id: _decode(message) for node_id, message in self._exchange(messages, most_bytes)}
 
-    def _exchange(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
+    def _exchange(self, messages: list[Message], most_bytes: int) -> Iterator[tuple[int, Message | ProtocolError]]:
         """Send messages and give out the replies as they come, until all are there or the time is over.
 
         With each reply comes the node that was asked: of one that is away, Flower's SuperLink answers in its own name.
+        Nodes of a deployed run are not trusted to send what can be read, and each reply is taken alone.
         """
-        asked = [message.metadata.dst_node_id for message in messages]
-        waiting = dict(zip(self.grid.push_messages(messages), asked, strict=True))
+        waiting = dict(zip(self.grid.push_messages(messages), messages, strict=True))
         deadline = math.inf if self.timeout_s is None else time.monotonic() + self.timeout_s
         while waiting:
-            for reply in self.grid.pull_messages(list(waiting)):
-                yield waiting.pop(reply.metadata.reply_to_message_id), reply
+            for message_id, reply in self._come(waiting, most_bytes, deadline):
+                yield waiting.pop(message_id).metadata.dst_node_id, reply
             if time.monotonic() > deadline:
                 return
             if waiting:
                 time.sleep(POLL_S)
+
+    def _come(
+        self, waiting: Mapping[str, Message], most_bytes: int, deadline: float
+    ) -> Iterator[tuple[str, Message | ProtocolError]]:
+        """What has come by now, by the id of the message that it answers."""
+        if self.named is None:
+            for reply in self.grid.pull_messages(list(waiting)):
+                yield reply.metadata.reply_to_message_id, reply
+            return
+        for message_id, asked in list(waiting.items()):
+            try:
+                taken = take(self.grid, asked, message_id, most_bytes, deadline - time.monotonic())
+            except ProtocolError as error:
+                yield message_id, error
+                continue
+            if taken is not None:
+                yield message_id, taken
 
     def _name(self, node_id: int) -> str:
         return str(node_id) if self.named is None else self.named[node_id]
@@ -254,11 +292,28 @@ def unanswered(wanted: str, failed: Mapping[str, str]) -> ProtocolError | Privac
     return PrivacyError(text) if private else ProtocolError(text)
 
 
-def _decode(message: Message) -> Reply:
+def _decode(message: Message | ProtocolError) -> Reply:
+    if isinstance(message, ProtocolError):
+        return Unfit(Reason.PROTOCOL, str(message)[:MOST_WORDS])
     try:
         return wire.decode_reply(message)
-    except ProtocolError:
-        return Refusal(Reason.PROTOCOL)
+    except ProtocolError as error:
+        return Unfit(Reason.PROTOCOL, str(error)[:MOST_WORDS])
+
+
+def _shaped(reply: Reply, head: Mapping[str, Tensor]) -> Reply:
+    """The reply to a training message; an update of another shape is none."""
+    if isinstance(reply, Refusal) or (isinstance(reply, Update) and _shapes(reply.head) == _shapes(head)):
+        return reply
+    kind = type(reply).__name__.lower()
+    return Unfit(
+        Reason.PROTOCOL, f"expected an update shaped as the head that was sent, got another {kind}; look at that node"
+    )
+
+
+def _bytes_of(head: Mapping[str, Tensor]) -> int:
+    """Of an update in double precision, which is the most that one may have."""
+    return SLACK_BYTES + sum(value.numel() * 8 for value in head.values())
 
 
 def _reason(reply: Reply) -> str:

@@ -212,6 +212,7 @@ def _line(
         "epsilon": epsilon_by_round(plan.offer.terms)[max(participation.values())],
         "nodes": len(answers.updates),
         "failed": dict(answers.failed),
+        **({"unfit": dict(answers.unfit)} if answers.unfit else {}),
         "learning_rate": plan.learning_rate,
         "bytes_down": head_bytes * asked,
         "bytes_up": head_bytes * len(answers.updates),

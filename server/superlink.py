@@ -1,4 +1,4 @@
-"""Flower's SuperLink as a program that ends with the supervisor that started it.
+"""Flower's SuperLink as a program that ends with the supervisor that started it, and bounds what nodes may send.
 
 Usage: ``python -m server.superlink`` and then the arguments of ``flower-superlink``.
 """
@@ -10,11 +10,13 @@ from common.supervisor import Program, end_with_parent
 if __name__ == "__main__":
     end_with_parent()  # before anything takes time
 
+import importlib
 import sys
 
 from flwr.superlink.cli import flower_superlink
 
 from server.place import APPROVED, Place
+from server.reply_limits import MOST_OBJECT_BYTES, Limits, put_in
 
 
 def programs(place: Place) -> list[Program]:
@@ -42,4 +44,7 @@ def programs(place: Place) -> list[Program]:
 
 
 if __name__ == "__main__":
+    module = importlib.import_module("flwr.superlink.cli.flower_superlink")  # the package hides it behind its function
+    module.GRPC_MAX_MESSAGE_LENGTH = MOST_OBJECT_BYTES  # type: ignore[attr-defined]
+    put_in(Limits())
     flower_superlink()
