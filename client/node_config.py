@@ -99,6 +99,9 @@ class PrivacySection(_Section):
     partial: Annotated[bool, Expected("true or false")] = Field(
         False, description="Join a plan that is too long, and stop at the last round that fits the cap."
     )
+    approved_plans_only: Annotated[bool, Expected("true or false")] = Field(
+        False, description="Join only plans whose digest was approved by `fedgraft node approve plan`."
+    )
 
 
 class NodeConfig(_Section):

@@ -44,6 +44,7 @@ delta = {delta}              # at most 1 / declared_size; fixed for ever
 # min_noise_multiplier = 0.5 # plans with less noise are refused
 # max_clipping_norm = 10.0   # plans with a larger clipping norm are refused
 # partial = true             # join a plan that is too long, until the last round that fits
+# approved_plans_only = true # join only plans that `fedgraft node approve plan` approved
 # acknowledge_record_unit = true   # where the data name patients: one record is protected, not all of a patient's
 """
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.plan_cli import plan
+
 if TYPE_CHECKING:
     from server.place import Place
 
@@ -21,6 +23,8 @@ Home = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 USUAL = "fedgraft-server"
+
+server.command("plan", epilog="Example: fedgraft server plan xrays.toml --out plan.json")(plan)
 
 
 @server.callback()
