@@ -10,11 +10,13 @@ import typer
 
 from client.approve_cli import approve
 from client.command_line import AsJson, Home, home_of, node_of
+from client.keys_cli import rotate_key
 from client.ledger_cli import ledger
 
 node = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 node.add_typer(approve, name="approve")
 node.add_typer(ledger, name="ledger")
+node.command("rotate-key", epilog="Example: fedgraft node rotate-key")(rotate_key)
 
 MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
@@ -36,7 +38,8 @@ def init(
     home: Home = None,
 ) -> None:
     """Make the node's folder: its key, the coordinator's certificate, and a commented node.toml."""
-    from client.node_folder import PUBLIC_KEY, make_node, read_join
+    from client.keys import PUBLIC_KEY
+    from client.node_folder import make_node, read_join
     from common.errors import ConfigError
     from common.privacy.keys import fingerprint
 

@@ -16,8 +16,9 @@ from typing import Literal
 from cryptography import x509
 
 from client.approvals import read_approvals
+from client.keys import KEY, left_over
 from client.node_config import NodeConfig, load_node_config
-from client.node_folder import KEY, PAUSED, is_paused
+from client.node_folder import PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
 from client.own_records import OwnRecords
 from common.backbones.controls import load_reference
@@ -85,6 +86,8 @@ def _key(folder: Path, _: NodeConfig) -> Finding:
     load_private(folder / KEY)
     if stat.S_IMODE((folder / KEY).stat().st_mode) & 0o077:
         return Finding("key", "fail", f"others can read {folder / KEY}; run chmod 600 on it")
+    if left_over(folder):
+        return Finding("key", "fail", "a rotation was interrupted; run `fedgraft node rotate-key` to finish it")
     return Finding("key", "ok", "ECDSA P-384, for its owner only")
 
 

@@ -94,51 +94,50 @@ def stop(home: Home = None) -> None:
 def add_node(
     name: Annotated[str, typer.Argument(help="As in the hospital's node.toml.")],
     key: Annotated[Path, typer.Option(help="The node's public key, which its operator sent.")],
+    replace: Annotated[bool, typer.Option(help="The node is in; this is its new key, and the old one goes.")] = False,
     home: Home = None,
 ) -> None:
-    """Let a hospital's node in."""
-    from common.errors import ConfigError
-    from common.privacy.keys import fingerprint, load_public, openssh
-    from server.control import register
-    from server.place import Registered
+    """Let a hospital's node in, or give it another key."""
+    from server.registration import admit
 
-    place = _place(home)
-    nodes = place.nodes()
-    if name in nodes:
-        raise ConfigError(f"a node {name!r} is registered already; remove it first, or choose another name")
-    public = openssh(load_public(key))
-    nodes[name] = Registered(node_id=register(place, name, key.resolve()), fingerprint=fingerprint(public))
-    place.keep_nodes(nodes)
-    typer.echo(f"{name} may join, with the key {nodes[name].fingerprint}; compare that with its operator by telephone")
+    entry = admit(_place(home), name, key, replace=replace)
+    typer.echo(f"{name} may join, with the key {entry.fingerprint}; compare that with its operator by telephone")
 
 
 @server.command("remove-node", epilog="Example: fedgraft server remove-node st-mary")
 def remove_node(name: Annotated[str, typer.Argument(help="Of the node.")], home: Home = None) -> None:
-    """Let a node in no longer."""
-    from common.errors import ConfigError
-    from server.control import unregister
+    """Let a node in no longer: its key is refused from its next call on, and for ever."""
+    from server.registration import remove
 
-    place = _place(home)
-    nodes = place.nodes()
-    if name not in nodes:
-        raise ConfigError(f"expected a registered node, there is no {name!r}; `fedgraft server nodes` lists them")
-    unregister(place, nodes.pop(name).node_id)
-    place.keep_nodes(nodes)
-    typer.echo(f"{name} is let in no longer")
+    remove(_place(home), name)
+    typer.echo(f"{name} is let in no longer; to come back it needs a new key")
 
 
 @server.command("nodes", epilog="Example: fedgraft server nodes")
 def nodes(home: Home = None, as_json: AsJson = False) -> None:
-    """List the registered nodes, and which of them are connected."""
+    """List the registered nodes, and which of them are connected; then the keys that were removed."""
     from server.control import nodes_seen
+    from server.registration import removed_nodes
 
     place = _place(home)
-    seen = nodes_seen(place)
-    rows = [
-        {"name": name, "status": seen[entry.node_id].status if entry.node_id in seen else "unknown", **dict(entry)}
-        for name, entry in place.nodes().items()
+    seen, listed = nodes_seen(place), place.nodes()
+    entries = [(name, entry.node_id, entry.fingerprint, "") for name, entry in listed.items()]
+    entries += [
+        (one.name, one.node_id, one.fingerprint, one.at)
+        for one in removed_nodes(place)
+        if one.node_id not in {entry.node_id for entry in listed.values()}
     ]
-    _show(rows, ("name", "status", "fingerprint"), as_json)
+    rows = [
+        {
+            "name": name,
+            "status": seen[node_id].status if node_id in seen else "unknown",
+            "node_id": node_id,
+            "fingerprint": fingerprint,
+            "removed": removed,
+        }
+        for name, node_id, fingerprint, removed in entries
+    ]
+    _show(rows, ("name", "status", "fingerprint", "removed"), as_json)
 
 
 @server.command("run", epilog="Example: fedgraft server run xrays.toml --nodes st-mary,st-john")

@@ -14,8 +14,9 @@ from PIL import Image
 
 import fedgraft
 from client.approvals import Approvals, changing_approvals, keep_approvals, read_approvals
+from client.keys import KEY
 from client.node_config import NODE_TOML, load_node_config
-from client.node_folder import KEY, environment
+from client.node_folder import environment
 from client.own_node import open_own_ledger
 from common.bundle import app_digest
 from common.plan_file import plan_digest, write_plan
