@@ -10,12 +10,14 @@ import typer
 
 from client.approve_cli import approve
 from client.command_line import AsJson, Home, home_of, node_of
+from client.join_cli import join as take_join
 from client.keys_cli import rotate_key
 from client.ledger_cli import ledger
 
 node = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 node.add_typer(approve, name="approve")
 node.add_typer(ledger, name="ledger")
+node.command("join", epilog="Example: fedgraft node join federation.join")(take_join)
 node.command("rotate-key", epilog="Example: fedgraft node rotate-key")(rotate_key)
 
 MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}

@@ -20,7 +20,9 @@ _Name = Annotated[
     Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}$"),
     Expected("a name of letters, digits, dots, dashes and underscores, at most 64"),
 ]
-_Address = Annotated[str, Field(pattern=r"^[^\s:/]+:[0-9]{1,5}$"), Expected('"host:port"')]
+_Address = Annotated[
+    str, Field(pattern=r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"), Expected('"host:port" or "[IPv6]:port"')
+]
 _Classes = Annotated[tuple[str, ...], Field(min_length=2), Expected("a list of at least two names in quotes")]
 _Count = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
 _Positive = Annotated[float, Field(gt=0), Expected("a number above 0")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.new_ca_cli import new_ca
 from server.plan_cli import plan
 
 if TYPE_CHECKING:
@@ -22,9 +23,12 @@ Home = Annotated[
     typer.Option("--home", help="The coordinator's folder; by default $FEDGRAFT_SERVER, else ~/fedgraft-server."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-USUAL = "fedgraft-server"
 
+server.command("new-ca", epilog="Example: fedgraft server new-ca")(new_ca)
 server.command("plan", epilog="Example: fedgraft server plan xrays.toml --out plan.json")(plan)
+
+
+MARKS = {"ok": "", "note": "NOTE ", "fail": "FAIL "}
 
 
 @server.callback()
@@ -47,7 +51,7 @@ def init(
     from common import places
     from common.bundle import app_digest
     from common.errors import ConfigError
-    from server.place import JOIN_FILE, ServerConfig, make_place, names_from, open_place
+    from server.place import JOIN_FILE, USUAL, ServerConfig, make_place, names_from, open_place
     from server.place import renew as make_new
 
     folder = places.home_folder(home, places.SERVER_FOLDER, USUAL)
@@ -70,15 +74,19 @@ def init(
 def start(home: Home = None) -> None:
     """Run the server until it is stopped, starting again what ends; for a terminal or a service manager."""
     from common.bundle import app_digest
-    from common.ports import check_free
+    from common.ports import check_free, joined
     from common.supervisor import supervise
+    from server.new_ca import certificates_of
     from server.superlink import programs
 
     place = _place(home)
     for address, port in ((place.config.bind, place.config.port), ("127.0.0.1", place.config.control_port)):
         check_free(address, port)
     place.approve(app_digest())
-    typer.echo(f"serving nodes at {place.config.names[0]}:{place.config.port}; logs in {place.folder / 'logs'}")
+    for one in certificates_of(place):
+        if one.validity.state != "ok":
+            typer.echo(f"certificate of {one.name}: {one.validity.words}")
+    typer.echo(f"serving nodes at {joined(place.config.names[0], place.config.port)}; logs in {place.folder / 'logs'}")
     supervise(programs(place), place.folder, typer.echo)
 
 
@@ -185,9 +193,10 @@ def halt(name: Annotated[str, typer.Argument(help="Of the run.")], home: Home = 
 
 @server.command("status", epilog="Example: fedgraft server status")
 def status(home: Home = None, as_json: AsJson = False) -> None:
-    """Say whether the server runs, and how far its runs have come."""
+    """Say whether the server runs, how long its certificates last, and how far its runs have come."""
     from common.supervisor import supervisor_of
     from server.checkpoints import read_lines
+    from server.new_ca import certificates_of
     from server.outcome import RESULT, ROUNDS
     from server.run_folder import FAILURE
 
@@ -198,16 +207,24 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         ended = "finished" if (folder / RESULT).exists() else "failed" if (folder / FAILURE).exists() else "unfinished"
         rows.append({"run": folder.name, "rounds": len(lines), "state": ended, **(_last(lines))})
     process = supervisor_of(place.folder)
+    certificates = certificates_of(place)
     if as_json:
-        typer.echo(json.dumps({"running": process is not None, "process": process, "runs": rows}))
+        shown = [one.to_dict() for one in certificates]
+        typer.echo(
+            json.dumps({"running": process is not None, "process": process, "certificates": shown, "runs": rows})
+        )
         return
     typer.echo(f"server   {'running, process ' + str(process) if process else 'not running'}")
+    for one in certificates:
+        typer.echo(
+            f"{one.name:<8} {MARKS[one.validity.state]}{one.validity.words}\n         {one.validity.fingerprint}"
+        )
     _show(rows, ("run", "state", "rounds", "accuracy", "epsilon"), False)
 
 
 def _place(home: Path | None) -> Place:
     from common import places
-    from server.place import open_place
+    from server.place import USUAL, open_place
 
     return open_place(places.home_folder(home, places.SERVER_FOLDER, USUAL))
 

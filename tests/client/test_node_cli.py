@@ -176,7 +176,7 @@ def test_the_doctor_says_of_each_thing_what_to_do(home: Path, capsys: pytest.Cap
     home.chmod(0o755)
     next((home.parent / "records" / "a").iterdir()).write_bytes(b"broken")
     told = typed(capsys, home, "check")[1]
-    for words in ("others can read", "is no certificate", "others can look into", "FAIL  data"):
+    for words in ("others can read", "expected a CA's certificate", "others can look into", "FAIL  data"):
         assert words in told
 
 
