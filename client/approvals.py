@@ -1,4 +1,4 @@
-"""What a node's operator has approved: software by its digest, backbones by theirs and the operator's own copy.
+"""What a node's operator has approved: software and plans by their digests, backbones by theirs and an own copy.
 
 A server names a backbone by digest; which file or package that is here, the operator alone has said. A reference that
 comes in a message is never loaded.
@@ -6,6 +6,8 @@ comes in a message is never loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from common import durable
 from common.errors import ConfigError, PrivacyError
+from common.locks import alone
 from common.messages import ModelSpec
 
 APPROVALS = "approved.json"
@@ -26,12 +29,14 @@ class Approvals(BaseModel):
     Attributes:
         apps: SHA-256 of app bundles, to what the operator noted.
         backbones: SHA-256 of backbones, to the operator's own reference.
+        plans: digests of plans, to what they are in words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     apps: dict[_Digest, str] = {}
     backbones: dict[_Digest, str] = {}
+    plans: dict[_Digest, str] = {}
 
     def own(self, model: ModelSpec) -> ModelSpec:
         """The same model, its backbone named as this node knows it.
@@ -54,6 +59,30 @@ class Approvals(BaseModel):
     def with_backbone(self, digest: str, reference: str) -> Approvals:
         """These, and one more backbone."""
         return self.model_copy(update={"backbones": {**self.backbones, digest: reference}})
+
+    def with_plan(self, digest: str, words: str) -> Approvals:
+        """These, and one more plan."""
+        return self.model_copy(update={"plans": {**self.plans, digest: words}})
+
+    def without(self, digest: str) -> Approvals:
+        """These, but what has this digest, of whatever kind."""
+        left = {kind: {key: value for key, value in part.items() if key != digest} for kind, part in self.kinds()}
+        return self.model_copy(update=left)
+
+    def kinds(self) -> list[tuple[str, dict[str, str]]]:
+        """What is approved, by the name of its kind."""
+        return [(kind, getattr(self, kind)) for kind in type(self).model_fields]
+
+
+@contextmanager
+def changing_approvals(folder: Path) -> Iterator[None]:
+    """Hold, alone, what was approved, between reading and keeping it: of two commands at once, none is lost.
+
+    Raises:
+        ConfigError: another command holds it too long, or the folder cannot be written.
+    """
+    with alone(folder / f"{APPROVALS}.lock"):
+        yield
 
 
 def read_approvals(folder: Path) -> Approvals:

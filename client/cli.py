@@ -10,6 +10,8 @@ import typer
 
 from client.approve_cli import approve
 from client.command_line import AsJson, Home, home_of, node_of
+from client.join_cli import join as take_join
+from client.keys_cli import rotate_key
 from client.ledger_cli import ledger
 from client.records_cli import cache_key, forget, purge_cache
 
@@ -19,6 +21,8 @@ node.add_typer(ledger, name="ledger")
 node.command("forget", epilog="Example: fedgraft node forget P-0417")(forget)
 node.command("purge-cache", epilog="Example: fedgraft node purge-cache")(purge_cache)
 node.command("cache-key", epilog="Example: fedgraft node cache-key")(cache_key)
+node.command("join", epilog="Example: fedgraft node join federation.join")(take_join)
+node.command("rotate-key", epilog="Example: fedgraft node rotate-key")(rotate_key)
 
 MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
@@ -42,7 +46,8 @@ def init(
     home: Home = None,
 ) -> None:
     """Make the node's folder: its key, the coordinator's certificate, and a commented node.toml."""
-    from client.node_folder import PUBLIC_KEY, make_node, read_join
+    from client.keys import PUBLIC_KEY
+    from client.node_folder import make_node, read_join
     from common.errors import ConfigError
     from common.privacy.keys import fingerprint
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import shutil
 import socket
@@ -16,19 +15,25 @@ from typing import Literal
 from cryptography import x509
 
 from client.approvals import read_approvals
+from client.join import trusted
+from client.keys import KEY, left_over
 from client.node_config import NodeConfig, load_node_config
-from client.node_folder import KEY, PAUSED, is_paused
+from client.node_folder import PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
 from client.own_records import OwnRecords, own_seal
 from common.backbones.controls import load_reference
 from common.data.patients import numbered
 from common.errors import FederationError
+from common.ports import split
 from common.privacy.keys import load_private
 from common.segments import check_segments
+from common.validity import validity_of
 
 CONNECT_TIMEOUT_S = 10.0
-SOON = datetime.timedelta(days=30)
+RENEW = "ask the coordinator to renew it (fedgraft server init --renew)"
 LEAST_DISK = 2 * 2**30
+
+State = Literal["ok", "note", "fail"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Finding:
     """
 
     subject: str
-    state: Literal["ok", "note", "fail"]
+    state: State
     words: str
 
 
@@ -88,37 +93,28 @@ def _key(folder: Path, _: NodeConfig) -> Finding:
     load_private(folder / KEY)
     if stat.S_IMODE((folder / KEY).stat().st_mode) & 0o077:
         return Finding("key", "fail", f"others can read {folder / KEY}; run chmod 600 on it")
+    if left_over(folder):
+        return Finding("key", "fail", "a rotation was interrupted; run `fedgraft node rotate-key` to finish it")
     return Finding("key", "ok", "ECDSA P-384, for its owner only")
 
 
 def _certificate(folder: Path, config: NodeConfig) -> Finding:
     path = folder / config.server.certificate
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        found = trusted(path.read_bytes(), str(path))
     except OSError as error:
-        return Finding("certificate", "fail", f"cannot read {path}: {error.strerror}; copy it from the join file")
-    except ValueError:
-        return Finding("certificate", "fail", f"{path} is no certificate; run `fedgraft node init` with the join file")
-    return _validity("certificate", certificate, "the coordinator's CA")
-
-
-def _validity(subject: str, certificate: x509.Certificate, what: str) -> Finding:
-    now = datetime.datetime.now(datetime.UTC)
-    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if now < first:
-        return Finding(subject, "fail", f"{what} is valid from {first:%Y-%m-%d} on; is this machine's clock right?")
-    if now > last:
-        return Finding(subject, "fail", f"{what} ended on {last:%Y-%m-%d}; ask the coordinator for a new one")
-    state: Literal["ok", "note"] = "note" if last - now < SOON else "ok"
-    return Finding(subject, state, f"{what} is valid until {last:%Y-%m-%d}, {(last - now).days} days")
+        return Finding("certificate", "fail", f"cannot read {path}: {error.strerror}; run `fedgraft node join FILE`")
+    states = {one.state for one in found}
+    state: State = "fail" if states == {"fail"} else "note" if states != {"ok"} else "ok"
+    return Finding("certificate", state, "; ".join(one.words for one in found))
 
 
 def _server(folder: Path, config: NodeConfig) -> Finding:
-    host, _, port = config.server.address.rpartition(":")
+    host, port = split(config.server.address)
     try:
         context = ssl.create_default_context(cafile=folder / config.server.certificate)
         with (
-            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S) as plain,
+            socket.create_connection((host, port), CONNECT_TIMEOUT_S) as plain,
             context.wrap_socket(plain, server_hostname=host) as secured,
         ):
             encoded = secured.getpeercert(binary_form=True)
@@ -134,7 +130,8 @@ def _server(folder: Path, config: NodeConfig) -> Finding:
             "server", "fail", f"cannot reach {config.server.address} ({error}); ask whether a firewall lets this out"
         )
     assert encoded is not None
-    return _validity("server", x509.load_der_x509_certificate(encoded), f"reached; the certificate of {host}")
+    shown = validity_of(x509.load_der_x509_certificate(encoded), f"reached; the certificate of {host}", RENEW)
+    return Finding("server", shown.state, shown.words)
 
 
 def _data(folder: Path, config: NodeConfig) -> Finding:

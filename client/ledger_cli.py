@@ -40,13 +40,14 @@ def ledger_export(
     home: Home = None,
 ) -> None:
     """Write the ledger, signed with the node's key; `fedgraft audit ledger` verifies it anywhere."""
+    from client.keys import HISTORY, KEY
     from client.node_config import load_node_config
-    from client.node_folder import KEY
     from client.own_node import ledger_file
     from common.privacy.entries import read_entries
     from common.privacy.export import export_ledger
+    from common.privacy.key_history import read_rotations
 
     folder = node_of(home)
     entries = read_entries(ledger_file(folder, load_node_config(folder)))
-    export_ledger(entries, out, private_key=folder / KEY)
+    export_ledger(entries, out, private_key=folder / KEY, rotations=read_rotations(folder / HISTORY))
     typer.echo(f"{len(entries)} entries in {out}, signed; verify with `fedgraft audit ledger {out}`")

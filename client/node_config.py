@@ -20,7 +20,9 @@ _Name = Annotated[
     Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}$"),
     Expected("a name of letters, digits, dots, dashes and underscores, at most 64"),
 ]
-_Address = Annotated[str, Field(pattern=r"^[^\s:/]+:[0-9]{1,5}$"), Expected('"host:port"')]
+_Address = Annotated[
+    str, Field(pattern=r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"), Expected('"host:port" or "[IPv6]:port"')
+]
 _Classes = Annotated[tuple[str, ...], Field(min_length=2), Expected("a list of at least two names in quotes")]
 _Count = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
 _Positive = Annotated[float, Field(gt=0), Expected("a number above 0")]
@@ -57,7 +59,7 @@ class DataSection(_Section):
     ledgers: _Text = Field(
         "ledgers", description="Folder of the ledger; nodes of several federations on the same data must share it."
     )
-    cache_key: _Text | None = Field(
+    cache_key: Annotated[_Text | None, Expected("the name of a file")] = Field(
         None, description="File of the key that features and index are encrypted with; not given: they are not."
     )
     keys: Annotated[dict[str, str], Expected("a table from roles to names in the file")] = Field(
@@ -103,6 +105,9 @@ class PrivacySection(_Section):
     max_clipping_norm: _Positive = Field(1e6, description="Plans with a larger clipping norm are refused.")
     partial: Annotated[bool, Expected("true or false")] = Field(
         False, description="Join a plan that is too long, and stop at the last round that fits the cap."
+    )
+    approved_plans_only: Annotated[bool, Expected("true or false")] = Field(
+        False, description="Join only plans whose digest was approved by `fedgraft node approve plan`."
     )
 
 

@@ -8,18 +8,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.approvals import APPROVALS
+from client.keys import KEY, make_key
 from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from common import durable, places
 from common.errors import ConfigError
-from common.privacy.keys import openssh
 from common.supervisor import Program, without_proxy
 
-KEY, PUBLIC_KEY, CERTIFICATE, PAUSED = "node.key", "node.key.pub", "ca.crt", "paused"
+CERTIFICATE, PAUSED = "ca.crt", "paused"
 
 TEMPLATE = """# What this hospital decides. No server can change it; restart the node after a change.
 
@@ -46,6 +44,7 @@ unit = {unit}                # what is protected as a whole: one "record", or on
 # min_noise_multiplier = 0.5 # plans with less noise are refused
 # max_clipping_norm = 10.0   # plans with a larger clipping norm are refused
 # partial = true             # join a plan that is too long, until the last round that fits
+# approved_plans_only = true # join only plans that `fedgraft node approve plan` approved
 # acknowledge_record_unit = true   # for the unit "record", where the data name patients
 """
 
@@ -84,14 +83,15 @@ def make_node(folder: Path, join: Join, name: str, values: dict[str, object]) ->
         folder: is made.
         join: of the coordinator.
         name: of the node.
-        values: of the template's other fields: ``source``, ``size``, ``classes``, ``epsilon``, ``delta``, ``unit``.
+        values: of the template's other fields: ``source``, ``size``, ``classes``, ``epsilon``, ``delta``,
+            and ``unit`` where it is not the record.
 
     Raises:
         ConfigError: there is a node in it already, or it cannot be made.
     """
     if (folder / NODE_TOML).exists():
         raise ConfigError(f"{folder} holds a node already; choose another --home")
-    fields = {"name": name, "id": f"{name}-data", "address": join.address, **values}
+    fields = {"name": name, "id": f"{name}-data", "address": join.address, "unit": "record", **values}
     text = TEMPLATE.format(**{key: json.dumps(value, ensure_ascii=False) for key, value in fields.items()})
     parse_node_config(text.replace("= NaN", "= nan").replace("= Infinity", "= inf"), folder / NODE_TOML)
     try:
@@ -99,13 +99,7 @@ def make_node(folder: Path, join: Join, name: str, values: dict[str, object]) ->
         folder.chmod(0o700)
     except OSError as error:
         raise ConfigError(f"the folder {folder} cannot be made ({error.strerror}); choose another --home") from error
-    if not (folder / KEY).exists():
-        key = ec.generate_private_key(ec.SECP384R1())
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-        durable.write_bytes(folder / PUBLIC_KEY, f"{openssh(key.public_key())} {name}\n".encode())
-        durable.write_bytes(folder / KEY, private, mode=0o600)
+    make_key(folder, name)
     durable.write_bytes(folder / CERTIFICATE, join.certificate.encode())
     durable.write_bytes(folder / NODE_TOML, text.encode(), mode=0o600)
 

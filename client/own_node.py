@@ -41,6 +41,7 @@ def open_own_node(folder: Path) -> Node:
             max_clipping_norm=privacy.max_clipping_norm,
             backbones=frozenset(approvals.backbones),
             partial=privacy.partial,
+            plans=frozenset(approvals.plans) if privacy.approved_plans_only else None,
         ),
         simulated=False,
         open_ledger=lambda: open_own_ledger(folder, config),

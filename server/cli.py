@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.new_ca_cli import new_ca
+from server.plan_cli import plan
+
 if TYPE_CHECKING:
     from server.place import Place
 
@@ -20,7 +23,12 @@ Home = Annotated[
     typer.Option("--home", help="The coordinator's folder; by default $FEDGRAFT_SERVER, else ~/fedgraft-server."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-USUAL = "fedgraft-server"
+
+server.command("new-ca", epilog="Example: fedgraft server new-ca")(new_ca)
+server.command("plan", epilog="Example: fedgraft server plan xrays.toml --out plan.json")(plan)
+
+
+MARKS = {"ok": "", "note": "NOTE ", "fail": "FAIL "}
 
 
 @server.callback()
@@ -43,7 +51,7 @@ def init(
     from common import places
     from common.bundle import app_digest
     from common.errors import ConfigError
-    from server.place import JOIN_FILE, ServerConfig, make_place, names_from, open_place
+    from server.place import JOIN_FILE, USUAL, ServerConfig, make_place, names_from, open_place
     from server.place import renew as make_new
 
     folder = places.home_folder(home, places.SERVER_FOLDER, USUAL)
@@ -66,15 +74,19 @@ def init(
 def start(home: Home = None) -> None:
     """Run the server until it is stopped, starting again what ends; for a terminal or a service manager."""
     from common.bundle import app_digest
-    from common.ports import check_free
+    from common.ports import check_free, joined
     from common.supervisor import supervise
+    from server.new_ca import certificates_of
     from server.superlink import programs
 
     place = _place(home)
     for address, port in ((place.config.bind, place.config.port), ("127.0.0.1", place.config.control_port)):
         check_free(address, port)
     place.approve(app_digest())
-    typer.echo(f"serving nodes at {place.config.names[0]}:{place.config.port}; logs in {place.folder / 'logs'}")
+    for one in certificates_of(place):
+        if one.validity.state != "ok":
+            typer.echo(f"certificate of {one.name}: {one.validity.words}")
+    typer.echo(f"serving nodes at {joined(place.config.names[0], place.config.port)}; logs in {place.folder / 'logs'}")
     supervise(programs(place), place.folder, typer.echo)
 
 
@@ -90,51 +102,50 @@ def stop(home: Home = None) -> None:
 def add_node(
     name: Annotated[str, typer.Argument(help="As in the hospital's node.toml.")],
     key: Annotated[Path, typer.Option(help="The node's public key, which its operator sent.")],
+    replace: Annotated[bool, typer.Option(help="The node is in; this is its new key, and the old one goes.")] = False,
     home: Home = None,
 ) -> None:
-    """Let a hospital's node in."""
-    from common.errors import ConfigError
-    from common.privacy.keys import fingerprint, load_public, openssh
-    from server.control import register
-    from server.place import Registered
+    """Let a hospital's node in, or give it another key."""
+    from server.registration import admit
 
-    place = _place(home)
-    nodes = place.nodes()
-    if name in nodes:
-        raise ConfigError(f"a node {name!r} is registered already; remove it first, or choose another name")
-    public = openssh(load_public(key))
-    nodes[name] = Registered(node_id=register(place, name, key.resolve()), fingerprint=fingerprint(public))
-    place.keep_nodes(nodes)
-    typer.echo(f"{name} may join, with the key {nodes[name].fingerprint}; compare that with its operator by telephone")
+    entry = admit(_place(home), name, key, replace=replace)
+    typer.echo(f"{name} may join, with the key {entry.fingerprint}; compare that with its operator by telephone")
 
 
 @server.command("remove-node", epilog="Example: fedgraft server remove-node st-mary")
 def remove_node(name: Annotated[str, typer.Argument(help="Of the node.")], home: Home = None) -> None:
-    """Let a node in no longer."""
-    from common.errors import ConfigError
-    from server.control import unregister
+    """Let a node in no longer: its key is refused from its next call on, and for ever."""
+    from server.registration import remove
 
-    place = _place(home)
-    nodes = place.nodes()
-    if name not in nodes:
-        raise ConfigError(f"expected a registered node, there is no {name!r}; `fedgraft server nodes` lists them")
-    unregister(place, nodes.pop(name).node_id)
-    place.keep_nodes(nodes)
-    typer.echo(f"{name} is let in no longer")
+    remove(_place(home), name)
+    typer.echo(f"{name} is let in no longer; to come back it needs a new key")
 
 
 @server.command("nodes", epilog="Example: fedgraft server nodes")
 def nodes(home: Home = None, as_json: AsJson = False) -> None:
-    """List the registered nodes, and which of them are connected."""
+    """List the registered nodes, and which of them are connected; then the keys that were removed."""
     from server.control import nodes_seen
+    from server.registration import removed_nodes
 
     place = _place(home)
-    seen = nodes_seen(place)
-    rows = [
-        {"name": name, "status": seen[entry.node_id].status if entry.node_id in seen else "unknown", **dict(entry)}
-        for name, entry in place.nodes().items()
+    seen, listed = nodes_seen(place), place.nodes()
+    entries = [(name, entry.node_id, entry.fingerprint, "") for name, entry in listed.items()]
+    entries += [
+        (one.name, one.node_id, one.fingerprint, one.at)
+        for one in removed_nodes(place)
+        if one.node_id not in {entry.node_id for entry in listed.values()}
     ]
-    _show(rows, ("name", "status", "fingerprint"), as_json)
+    rows = [
+        {
+            "name": name,
+            "status": seen[node_id].status if node_id in seen else "unknown",
+            "node_id": node_id,
+            "fingerprint": fingerprint,
+            "removed": removed,
+        }
+        for name, node_id, fingerprint, removed in entries
+    ]
+    _show(rows, ("name", "status", "fingerprint", "removed"), as_json)
 
 
 @server.command("run", epilog="Example: fedgraft server run xrays.toml --nodes st-mary,st-john")
@@ -182,9 +193,10 @@ def halt(name: Annotated[str, typer.Argument(help="Of the run.")], home: Home = 
 
 @server.command("status", epilog="Example: fedgraft server status")
 def status(home: Home = None, as_json: AsJson = False) -> None:
-    """Say whether the server runs, and how far its runs have come."""
+    """Say whether the server runs, how long its certificates last, and how far its runs have come."""
     from common.supervisor import supervisor_of
     from server.checkpoints import read_lines
+    from server.new_ca import certificates_of
     from server.outcome import RESULT, ROUNDS
     from server.run_folder import FAILURE
 
@@ -195,16 +207,24 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         ended = "finished" if (folder / RESULT).exists() else "failed" if (folder / FAILURE).exists() else "unfinished"
         rows.append({"run": folder.name, "rounds": len(lines), "state": ended, **(_last(lines))})
     process = supervisor_of(place.folder)
+    certificates = certificates_of(place)
     if as_json:
-        typer.echo(json.dumps({"running": process is not None, "process": process, "runs": rows}))
+        shown = [one.to_dict() for one in certificates]
+        typer.echo(
+            json.dumps({"running": process is not None, "process": process, "certificates": shown, "runs": rows})
+        )
         return
     typer.echo(f"server   {'running, process ' + str(process) if process else 'not running'}")
+    for one in certificates:
+        typer.echo(
+            f"{one.name:<8} {MARKS[one.validity.state]}{one.validity.words}\n         {one.validity.fingerprint}"
+        )
     _show(rows, ("run", "state", "rounds", "accuracy", "epsilon"), False)
 
 
 def _place(home: Path | None) -> Place:
     from common import places
-    from server.place import open_place
+    from server.place import USUAL, open_place
 
     return open_place(places.home_folder(home, places.SERVER_FOLDER, USUAL))
 

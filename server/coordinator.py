@@ -59,13 +59,12 @@ def propose(config: RunConfig, run_id: str, federation: Federation | None = None
         PrivacyError: the privacy section asks for a promise that cannot be kept.
     """
     federation = federation or assemble(config)
-    check_unit(config, federation)
-    model = model_spec(config, federation.data)
+    offer = offer_of(config, run_id, federation)
+    model = offer.model
     start = make_head(model, seed=config.federation.seed or 0)
-    terms = privacy_terms(config, classifier_width(model), model.task)
     plan = RoundPlan(
         nodes=len(federation.shares),
-        offer=Offer(run_id, model, terms),
+        offer=offer,
         learning_rate=None if config.training.learning_rate == "auto" else float(config.training.learning_rate),
         cohort=config.federation.cohort,
         seed=_cohort_seed(config, run_id),
@@ -78,6 +77,13 @@ def propose(config: RunConfig, run_id: str, federation: Federation | None = None
         watched["train"] = np.concatenate(list(federation.shares.values()))
     watch = {name: _scorer(federation, model, rows) for name, rows in watched.items()}
     return Proposal(plan, head_arrays(start), _scorer(federation, model, federation.test), watch)
+
+
+def offer_of(config: RunConfig, run_id: str, federation: Federation) -> Offer:
+    """What the nodes of a run are offered; errors as in ``propose``."""
+    check_unit(config, federation)
+    model = model_spec(config, federation.data)
+    return Offer(run_id, model, privacy_terms(config, classifier_width(model), model.task))
 
 
 def _scorer(federation: Federation, model: ModelSpec, rows: NDArray[np.int64]) -> Evaluate:

@@ -20,7 +20,7 @@ from server.checkpoints import Line, read_lines
 from server.control import run_status, stop_run, submit
 from server.outcome import RESULT, ROUNDS
 from server.place import Place
-from server.run_folder import CONFIG, FAILURE, NODES, is_held
+from server.run_folder import CONFIG, FAILURE, NODES, is_held, named_nodes
 
 FLOWER_RUN = "flower-run.json"
 POLL_S = 0.2
@@ -75,6 +75,7 @@ def start_run(place: Place, folder: Path) -> int:
     before = flower_run(folder)
     if before is not None and is_played(place, folder):  # Flower has not noticed yet that its server app is gone
         stop_run(place, before)
+    _reach_registered(place, folder)
     (folder / FAILURE).unlink(missing_ok=True)
     config = load_config(folder / CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,6 +87,17 @@ def start_run(place: Place, folder: Path) -> int:
     place.note_run(run_id, folder.name)
     durable.write_json(folder / FLOWER_RUN, {"run_id": run_id})
     return run_id
+
+
+def _reach_registered(place: Place, folder: Path) -> None:
+    """Have a run reach its nodes by the keys that they have now, and none that was removed since it was made."""
+    registered, named = place.nodes(), (named_nodes(folder) or {}).values()
+    chosen = {name: registered[name].node_id for name in named if name in registered}
+    if not chosen:
+        raise ConfigError(
+            f"expected a registered node in the run {folder.name}, but {', '.join(named)} were removed; start a new run"
+        )
+    durable.write_json(folder / NODES, chosen)
 
 
 def is_played(place: Place, folder: Path) -> bool:

@@ -15,6 +15,7 @@ import sys
 
 from flwr.superlink.cli import flower_superlink
 
+from common.ports import joined
 from server.place import APPROVED, Place
 from server.reply_limits import MOST_OBJECT_BYTES, Limits, put_in
 
@@ -32,7 +33,7 @@ def programs(place: Place) -> list[Program]:
         str(files.server_key),
     ]
     link = [*tls, "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(config.control_port)]
-    link += ["--fleet-api-address", f"{config.bind}:{config.port}", "--database", str(place.folder / "state.db")]
+    link += ["--fleet-api-address", joined(config.bind, config.port), "--database", str(place.folder / "state.db")]
     link += ["--disable-runtime-dependency-installation", "--isolation", "process"]
     apps = ["--runtime-api-address", control, "--root-certificates", str(files.ca)]
     return [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,16 @@ import pytest
 from PIL import Image
 
 import fedgraft
-from client.approvals import read_approvals
+from client.approvals import Approvals, changing_approvals, keep_approvals, read_approvals
+from client.keys import KEY
 from client.node_config import NODE_TOML, load_node_config
-from client.node_folder import KEY, environment
+from client.node_folder import environment
 from client.own_node import open_own_ledger
 from common.bundle import app_digest
+from common.plan_file import plan_digest, write_plan
 from common.privacy.keys import load_private, load_public, openssh
 from server.place import JOIN_FILE, ServerConfig, make_place
+from tests.federations import small_offer
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +128,41 @@ def test_approvals(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "pixels/8" in typed(capsys, home, "approve", "list")[1]
 
 
+def test_a_plan_is_read_approved_and_withdrawn(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    offer, path = small_offer(), tmp_path / "plan.json"
+    write_plan(path, offer.model, offer.terms)
+    digest = plan_digest(offer.model, offer.terms)
+    status, told = typed(capsys, home, "approve", "plan", str(path), "--yes")
+    assert (status, digest in told, "epsilon" in told, "approved_plans_only = true" in told) == (0, True, True, True)
+    assert typed(capsys, home, "approve", "plan", "CD" * 32)[0] == 0
+    assert set(read_approvals(home).plans) == {digest, "cd" * 32}
+    assert f"plan      {digest}  classification" in typed(capsys, home, "approve", "list")[1]
+    for wrong in ("ab" * 32, digest[:7], ""):
+        assert typed(capsys, home, "approve", "withdraw", wrong)[0] == 2
+    assert typed(capsys, home, "approve", "withdraw", digest[:8].upper())[0] == 0
+    assert set(read_approvals(home).plans) == {"cd" * 32}
+
+
+def test_an_approval_of_any_kind_is_withdrawn(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed(capsys, home, "approve", "app", "ab" * 32)[0] == 0
+    assert typed(capsys, home, "approve", "backbone", "pixels/8")[0] == 0
+    (backbone,) = read_approvals(home).backbones
+    assert "withdrawn from apps" in typed(capsys, home, "approve", "withdraw", "ab" * 32)[1]
+    assert "withdrawn from backbones" in typed(capsys, home, "approve", "withdraw", backbone)[1]
+    assert read_approvals(home) == Approvals()
+
+
+def test_of_approvals_at_once_none_is_lost(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor() as pool, changing_approvals(home):
+        before = read_approvals(home)
+        other = pool.submit(fedgraft.main, ["node", "approve", "plan", "cd" * 32, "--home", str(home)])
+        time.sleep(0.3)
+        keep_approvals(home, before.with_plan("ab" * 32, "first"))
+        assert not other.done()
+    assert other.result() == 0
+    assert set(read_approvals(home).plans) == {"ab" * 32, "cd" * 32}
+
+
 def test_the_doctor_says_of_each_thing_what_to_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, told = typed(capsys, home, "check", "--json")
     assert status == 1
@@ -136,7 +176,7 @@ def test_the_doctor_says_of_each_thing_what_to_do(home: Path, capsys: pytest.Cap
     home.chmod(0o755)
     next((home.parent / "records" / "a").iterdir()).write_bytes(b"broken")
     told = typed(capsys, home, "check")[1]
-    for words in ("others can read", "is no certificate", "others can look into", "FAIL  data"):
+    for words in ("others can read", "expected a CA's certificate", "others can look into", "FAIL  data"):
         assert words in told
 
 

@@ -31,6 +31,7 @@ from common.data import load_source
 from common.errors import BudgetSpentError, ConfigError, FederationError, PrivacyError
 from common.features import default_cache
 from common.messages import Hello, Offer, Reason, Refusal, TrainTask, Update
+from common.plan_file import plan_digest, plan_in_words
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.entries import read_entries
 from common.privacy.noise import SystemRandomness
@@ -159,6 +160,24 @@ def test_a_partial_node_joins_a_plan_that_is_too_long_until_the_last_round_that_
         assert ledger.statement().epsilon == table[2]
 
 
+def test_a_node_that_joins_approved_plans_only_tells_which_plan_it_refused(
+    node_folder: Path, caplog: pytest.LogCaptureFixture, as_own_node: Path
+) -> None:
+    configure(node_folder, "delta = 1e-5", "delta = 1e-5\napproved_plans_only = true")
+    offer, hello = small_offer(), RecordDict({wire.CONFIG: wire.encode_task(small_offer())})
+    digest = plan_digest(offer.model, offer.terms)
+    assert wire.decode_reply(ask(hello, wire.QUERY_HELLO)) == Refusal(Reason.POLICY)
+    assert f"`fedgraft node approve plan {digest}`" in caplog.text
+    assert plan_in_words(offer.model, offer.terms) in caplog.text
+    keep_approvals(node_folder, read_approvals(node_folder).with_plan(digest, "read"))
+    assert isinstance(train_round(small_task(), open_own_node(node_folder)), Update)
+    with pytest.raises(PrivacyError, match="nobody approved the plan"):
+        accept_offer(small_offer(rounds=4), open_own_node(node_folder))
+    keep_approvals(node_folder, read_approvals(node_folder).without(digest))
+    with pytest.raises(PrivacyError, match="nobody approved the plan"):
+        train_round(small_task(2), open_own_node(node_folder))
+
+
 def test_what_was_paid_counts_for_every_later_run(node_folder: Path, node: Node) -> None:
     for round_ in (1, 2, 3):
         train_round(small_task(round_, noise_multiplier=0.9), node)
@@ -219,7 +238,7 @@ def test_a_message_cannot_make_a_real_node_a_simulated_one(as_own_node: Path) ->
         ("[privacy]", "[privcy]", r"did you mean \[privacy\]"),
         ("max_epsilon", "max_epsilom", "did you mean privacy.max_epsilon"),
         ("delta = 1e-5", "delta = 0.5", r"at most 1 / data.declared_size"),
-        ('"coordinator.example.org:9092"', '"coordinator"', 'server.address: expected "host:port"'),
+        ('"coordinator.example.org:9092"', '"coordinator"', 'server.address: expected "host:port" or'),
         ('"9"]', '"9", "0"]', "expected every class once"),
         ('"9"]', '"9"', "expected TOML"),
         ("[data]", "[data]\nkeys = {labls = 'x'}", "expected only the keys"),

@@ -160,6 +160,32 @@ def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> 
         assert max(said["runs"].values()) <= 8
 
 
+def test_a_key_that_is_replaced_or_removed_is_cut_off_while_it_is_connected(hospitals: Hospitals) -> None:
+    """The last test: north is gone after it."""
+    home = hospitals.folder / "north"
+    log = home / "logs" / "supernode.log"
+
+    def ids() -> list[str]:
+        return [line.split()[-1] for line in log.read_text().splitlines() if "SuperNode ID" in line]
+
+    assert hospitals.online(["north"])
+    before = ids()[-1]
+    hospitals.run("node", "rotate-key", home=home)
+    replace = ("--key", str(home / "node.key.pub"), "--replace")
+    hospitals.run("server", "add-node", "north", *replace, home=hospitals.server)
+    assert wait_until(lambda: ids()[-1] != before, 60)  # cut off by its old key, and started again with the new one
+    assert hospitals.online(["north"])
+    told = len(log.read_text())
+    hospitals.run("server", "remove-node", "north", home=hospitals.server)
+    assert wait_until(lambda: log.read_text()[told:].count("Starting Flower SuperNode") >= 2, 60)
+    assert "SuperNode ID" not in log.read_text()[told:]
+    listed = json.loads(hospitals.run("server", "nodes", "--json", home=hospitals.server))
+    assert [one["status"] for one in listed if one["name"] == "north"] == ["unregistered", "unregistered"]
+    assert "already in use" in hospitals.run(
+        "server", "add-node", "north", *replace[:2], home=hospitals.server, status=2
+    )
+
+
 def _other_key() -> bytes:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -7,11 +7,13 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import fedgraft
 from common import places
 from common.config import load_config
 from common.errors import ConfigError
+from common.privacy.keys import openssh
 from server.place import JOIN_FILE, NODES, SERVER_TOML, Place, Registered, folder_of_run, open_place
 from server.submission import open_run, start_run
 from tests.federations import small_config
@@ -29,6 +31,10 @@ def place(made: Path) -> Place:
     opened = open_place(made)
     opened.keep_nodes({"north": Registered(node_id=7, fingerprint="SHA256:x")})
     return opened
+
+
+def fresh_public() -> str:
+    return openssh(ec.generate_private_key(ec.SECP384R1()).public_key())
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -146,4 +152,7 @@ def test_a_key_that_is_none_lets_nobody_in(place: Place, tmp_path: Path, capsys:
     status, told = said(capsys, "add-node", "south", *key)
     assert status == 2
     assert "expected an OpenSSH public key" in told
+    (tmp_path / "x.pub").write_text(fresh_public())
     assert "is registered already" in said(capsys, "add-node", "north", *key)[1]
+    assert "leave --replace out" in said(capsys, "add-node", "south", "--replace", *key)[1]
+    assert set(place.nodes()) == {"north"}
