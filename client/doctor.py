@@ -16,6 +16,7 @@ from typing import Literal
 from cryptography import x509
 
 from client.approvals import read_approvals
+from client.isolation import check_possible
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import KEY, PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
@@ -61,6 +62,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("ledger", _ledger),
         ("backbones", _backbones),
         ("apps", _apps),
+        ("isolation", _isolation),
         ("disk", _disk),
         ("device", _device),
         ("versions", _versions),
@@ -169,6 +171,17 @@ def _apps(folder: Path, _: NodeConfig) -> Finding:
     if not approved:
         return Finding("apps", "fail", "none is approved; run `fedgraft node approve app`")
     return Finding("apps", "ok", ", ".join(f"{digest[:12]} ({note})" for digest, note in approved.items()))
+
+
+def _isolation(folder: Path, config: NodeConfig) -> Finding:
+    """What stands between the app and the network, tried."""
+    check_possible(folder, config)
+    words = {
+        "none": 'the app shares this machine\'s network; node.isolation = "process" takes it away',
+        "process": "the app has no network, and changes no file but its own; tried just now",
+        "container": "the app is expected in a container of its own, which checks that it has no network",
+    }
+    return Finding("isolation", "note" if config.node.isolation == "none" else "ok", words[config.node.isolation])
 
 
 def _disk(folder: Path, _: NodeConfig) -> Finding:
