@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from client.approve_cli import approve
-from client.command_line import AsJson, Home, home_of, node_of
+from client.command_line import AsJson, HealthPort, Home, home_of, node_of
 from client.join_cli import join as take_join
 from client.keys_cli import rotate_key
 from client.ledger_cli import ledger
@@ -93,17 +93,43 @@ def check(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @node.command("start", epilog="Example: fedgraft node start")
-def start(home: Home = None) -> None:
+def start(
+    home: Home = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="none, process or container; by default what node.toml says.")
+    ] = None,
+    health_port: HealthPort = 0,
+) -> None:
     """Run the node until it is stopped, starting again what ends; for a terminal or a service manager."""
+    from client.isolation import check_possible, with_isolation
     from client.node_config import load_node_config
     from client.node_folder import programs
     from common.ports import free_port
     from common.supervisor import supervise
 
     folder = node_of(home)
-    config = load_node_config(folder)
+    config = with_isolation(load_node_config(folder), isolation)
+    check_possible(folder, config)
     typer.echo(f"node {config.node.name} at {config.server.address}; logs in {folder / 'logs'}")
-    supervise(programs(folder, config, free_port()), folder, typer.echo)
+    supervise(programs(folder, config, free_port(), health_port), folder, typer.echo)
+
+
+@node.command("apps", epilog="Example: fedgraft node apps   (in a container without a network, beside another's start)")
+def apps(home: Home = None, health_port: HealthPort = 0) -> None:
+    """Run the apps of a node alone, for a container of their own; the node is started with --isolation container."""
+    import os
+
+    from client.isolation import SOCKET, check_alone, relay
+    from client.node_folder import environment, executor
+    from common.ports import free_port
+
+    folder = node_of(home)
+    check_alone()
+    address = f"127.0.0.1:{free_port()}"
+    health = ["--health-server-address", f"127.0.0.1:{health_port}"] if health_port else []
+    os.chdir(folder)
+    command = relay(address, SOCKET, [*executor(folder, address), *health])
+    os.execve(command[0], command, environment(folder))
 
 
 @node.command("stop", epilog="Example: fedgraft node stop")

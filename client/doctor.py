@@ -15,6 +15,7 @@ from typing import Literal
 from cryptography import x509
 
 from client.approvals import read_approvals
+from client.isolation import check_possible
 from client.join import trusted
 from client.keys import KEY, left_over
 from client.node_config import NodeConfig, load_node_config
@@ -69,6 +70,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("ledger", _ledger),
         ("backbones", _backbones),
         ("apps", _apps),
+        ("isolation", _isolation),
         ("disk", _disk),
         ("device", _device),
         ("versions", _versions),
@@ -184,6 +186,17 @@ def _apps(folder: Path, _: NodeConfig) -> Finding:
     if not approved:
         return Finding("apps", "fail", "none is approved; run `fedgraft node approve app`")
     return Finding("apps", "ok", ", ".join(f"{digest[:12]} ({note})" for digest, note in approved.items()))
+
+
+def _isolation(folder: Path, config: NodeConfig) -> Finding:
+    """What stands between the app and the network, tried."""
+    check_possible(folder, config)
+    words = {
+        "none": 'the app shares this machine\'s network; node.isolation = "process" takes it away',
+        "process": "the app has no network, and changes no file but its own; tried just now",
+        "container": "the app is expected in a container of its own, which checks that it has no network",
+    }
+    return Finding("isolation", "note" if config.node.isolation == "none" else "ok", words[config.node.isolation])
 
 
 def _disk(folder: Path, _: NodeConfig) -> Finding:

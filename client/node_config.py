@@ -14,6 +14,7 @@ from common.errors import ConfigError
 
 NODE_TOML = "node.toml"
 
+_Isolation = Annotated[Literal["none", "process", "container"], Expected('"none", "process" or "container"')]
 _Text = Annotated[str, Field(min_length=1), Expected("text in quotes")]
 _Name = Annotated[
     str,
@@ -38,6 +39,7 @@ class NodeSection(_Section):
     """Who this is."""
 
     name: _Name = Field(description="As the coordinator registered it.")
+    isolation: _Isolation = Field("none", description="What keeps the app, which reads the records, from the network.")
 
 
 class ServerSection(_Section):

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.approvals import APPROVALS
+from client.isolation import SOCKET, confined, relay
 from client.keys import KEY, make_key
 from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from common import durable, places
@@ -23,6 +24,7 @@ TEMPLATE = """# What this hospital decides. No server can change it; restart the
 
 [node]
 name = {name}                # as the coordinator registered it
+# isolation = "process"      # the app, which reads the records, has no network and changes no file but its own
 
 [server]
 address = {address}          # the only machine that this node talks to
@@ -121,24 +123,35 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def programs(folder: Path, config: NodeConfig, runtime_port: int) -> list[Program]:
+def programs(folder: Path, config: NodeConfig, runtime_port: int, health_port: int = 0) -> list[Program]:
     """What a node keeps running: the SuperNode, and the warm process that apps are forked from.
 
     Args:
         folder: of the node, absolute.
         config: its ``node.toml``.
         runtime_port: on the loopback, by which the two talk.
+        health_port: on the loopback, where the SuperNode answers gRPC health checks; 0 for none.
     """
     files = ["--root-certificates", str(folder / config.server.certificate)]
     files += ["--auth-supernode-private-key", str(folder / KEY)]
     link = ["--superlink", config.server.address, "--isolation", "process", "--host", "127.0.0.1"]
     node = [sys.executable, "-m", "client.supernode", str(folder), *files, *link, "--port", str(runtime_port)]
-    apps = ["--runtime-api-address", f"127.0.0.1:{runtime_port}", "--insecure"]
-    around = environment(folder)
-    return [
-        Program("supernode", node, around),
-        Program("apps", [sys.executable, "-m", "common.warm_executor", str(folder / APPROVALS), *apps], around),
-    ]
+    if health_port:
+        node += ["--health-server-address", f"127.0.0.1:{health_port}"]
+    around, address = environment(folder), f"127.0.0.1:{runtime_port}"
+    supernode, apps = Program("supernode", node, around), executor(folder, address)
+    if config.node.isolation == "none":
+        return [supernode, Program("apps", apps, around)]
+    carried = [supernode, Program("relay", relay(SOCKET, address), around)]
+    if config.node.isolation == "container":  # there, `fedgraft node apps` is at work
+        return carried
+    return [*carried, Program("apps", confined(relay(address, SOCKET, apps), folder, config), around)]
+
+
+def executor(folder: Path, runtime_address: str) -> list[str]:
+    """The command of the warm process that apps are forked from, given how it reaches the SuperNode."""
+    start = [sys.executable, "-m", "common.warm_executor", str(folder / APPROVALS)]
+    return [*start, "--runtime-api-address", runtime_address, "--insecure"]
 
 
 def is_paused(folder: Path) -> bool:

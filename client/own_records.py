@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import zipfile
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -217,5 +216,6 @@ def own_seal(folder: Path, config: NodeConfig) -> Seal | None:
 
 
 def forget_index(folder: Path) -> None:
-    """Delete the index of a node's folder, half-written ones included."""
-    shutil.rmtree(folder / INDEX, ignore_errors=True)
+    """Delete the index of a node's folder, half-written ones included; the folder stays, as a confined app has it."""
+    for path in (folder / INDEX).glob("*"):
+        path.unlink(missing_ok=True)

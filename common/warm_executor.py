@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--runtime-api-address", required=True)
     parser.add_argument("--root-certificates")
     parser.add_argument("--insecure", action="store_true")
+    parser.add_argument("--health-server-address")
     options = parser.parse_args()
     home = Path(os.environ["FLWR_HOME"])
     home.mkdir(parents=True, exist_ok=True)
@@ -186,6 +187,7 @@ def main() -> None:
         runtime_api_address=options.runtime_api_address,
         insecure=options.insecure,
         root_certificates_path=options.root_certificates,
+        health_server_address=options.health_server_address,
         runtime_dependency_install=False,
     )
 

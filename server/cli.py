@@ -71,7 +71,12 @@ def init(
 
 
 @server.command("start", epilog="Example: fedgraft server start")
-def start(home: Home = None) -> None:
+def start(
+    home: Home = None,
+    health_port: Annotated[
+        int, typer.Option(help="Port of the loopback that answers gRPC health checks; 0 for none.", min=0, max=65535)
+    ] = 0,
+) -> None:
     """Run the server until it is stopped, starting again what ends; for a terminal or a service manager."""
     from common.bundle import app_digest
     from common.ports import check_free, joined
@@ -87,7 +92,7 @@ def start(home: Home = None) -> None:
         if one.validity.state != "ok":
             typer.echo(f"certificate of {one.name}: {one.validity.words}")
     typer.echo(f"serving nodes at {joined(place.config.names[0], place.config.port)}; logs in {place.folder / 'logs'}")
-    supervise(programs(place), place.folder, typer.echo)
+    supervise(programs(place, health_port), place.folder, typer.echo)
 
 
 @server.command("stop", epilog="Example: fedgraft server stop")

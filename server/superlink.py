@@ -20,8 +20,13 @@ from server.place import APPROVED, Place
 from server.reply_limits import MOST_OBJECT_BYTES, Limits, put_in
 
 
-def programs(place: Place) -> list[Program]:
-    """What a coordinator keeps running: the SuperLink, and the warm process that server apps are forked from."""
+def programs(place: Place, health_port: int = 0) -> list[Program]:
+    """What a coordinator keeps running: the SuperLink, and the warm process that server apps are forked from.
+
+    Args:
+        place: the coordinator's.
+        health_port: on the loopback, where the SuperLink answers gRPC health checks; 0 for none.
+    """
     files, config = place.certificates, place.config
     control, environment = f"127.0.0.1:{config.control_port}", place.environment()
     tls = [
@@ -35,6 +40,8 @@ def programs(place: Place) -> list[Program]:
     link = [*tls, "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(config.control_port)]
     link += ["--fleet-api-address", joined(config.bind, config.port), "--database", str(place.folder / "state.db")]
     link += ["--disable-runtime-dependency-installation", "--isolation", "process"]
+    if health_port:
+        link += ["--health-server-address", f"127.0.0.1:{health_port}"]
     apps = ["--runtime-api-address", control, "--root-certificates", str(files.ca)]
     return [
         Program("superlink", [sys.executable, "-m", "server.superlink", *link], environment),

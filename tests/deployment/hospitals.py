@@ -73,9 +73,9 @@ class Hospitals:
         self.run("server", "add-node", name, "--key", str(home / "node.key.pub"), home=self.server)
         return home
 
-    def start(self, kind: str, home: Path) -> None:
+    def start(self, kind: str, home: Path, *options: str) -> None:
         """Start a node or the coordinator."""
-        command = [sys.executable, "-m", "fedgraft", kind, "start", "--home", str(home)]
+        command = [sys.executable, "-m", "fedgraft", kind, "start", "--home", str(home), *options]
         with (home.parent / f"{home.name}.out").open("wb") as log:
             self.started.append(subprocess.Popen(command, stdout=log, stderr=log, env=_environment()))
         assert wait_until(lambda: supervisor_of(home) is not None)

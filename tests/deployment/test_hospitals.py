@@ -15,6 +15,7 @@ from client.approvals import APPROVALS
 from client.node_config import NODE_TOML
 from common.privacy.accountant import epsilon_by_round
 from server.coordinator import privacy_terms
+from tests.confining import can_confine
 from tests.deployment.hospitals import Hospitals, write_digits
 from tests.federations import small_config
 from tests.processes import wait_until
@@ -22,6 +23,7 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = ("north", "south", "west")
+CONFINED = ("--isolation", "process") if can_confine() else ()  # its app has no network
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
         made.coordinate()
         for number, name in enumerate(NAMES):
             data = write_digits(made.folder / "data" / name, range(number * 100, number * 100 + 100))
-            made.start("node", made.admit(name, data))
+            made.start("node", made.admit(name, data), *(CONFINED if name == "north" else ()))
         assert made.online(NAMES)
         yield made
     finally:
