@@ -55,7 +55,7 @@ class DataSection(_Section):
     ledgers: _Text = Field(
         "ledgers", description="Folder of the ledger; nodes of several federations on the same data must share it."
     )
-    cache_key: _Text | None = Field(
+    cache_key: Annotated[str | None, Field(min_length=1), Expected("text in quotes")] = Field(
         None, description="File of the key that features and index are encrypted with; not given: they are not."
     )
     keys: Annotated[dict[str, str], Expected("a table from roles to names in the file")] = Field(
