@@ -102,6 +102,9 @@ class PrivacySection(_Section):
     partial: Annotated[bool, Expected("true or false")] = Field(
         False, description="Join a plan that is too long, and stop at the last round that fits the cap."
     )
+    answer_after_s: _NotNegative = Field(
+        0.0, description="Answers that records went into leave at a multiple of so many seconds; 0: at once."
+    )
 
 
 class NodeConfig(_Section):

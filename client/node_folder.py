@@ -45,6 +45,7 @@ delta = {delta}              # at most 1 / declared_size; fixed for ever
 # min_noise_multiplier = 0.5 # plans with less noise are refused
 # max_clipping_norm = 10.0   # plans with a larger clipping norm are refused
 # partial = true             # join a plan that is too long, until the last round that fits
+# answer_after_s = 60.0      # answers leave at a multiple of so many seconds: how long a round took is not seen
 # acknowledge_record_unit = true   # where the data name patients: one record is protected, not all of a patient's
 """
 
