@@ -16,6 +16,7 @@ from client.home import Node, open_node
 from client.journal import words_for
 from client.last_look import Speaker, permitted
 from client.statistics import release_statistics
+from client.timing import Pad
 from common import places, wire
 from common.errors import FederationError
 from common.grafting import threads
@@ -34,26 +35,28 @@ def hello(message: Message, context: Context) -> Message:
 @app.query(wire.STATISTICS_ACTION)
 def statistics(message: Message, context: Context) -> Message:
     """Release what a candidate backbone is scored by, noised and paid for."""
-    return _answer(message, context, lambda node: release_statistics(wire.decode_statistics_task(message), node))
+    return _answer(message, context, lambda node: release_statistics(wire.decode_statistics_task(message), node), Pad())
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Do one private round."""
-    return _answer(message, context, lambda node: training.train_round(wire.decode_train_task(message), node))
+    return _answer(message, context, lambda node: training.train_round(wire.decode_train_task(message), node), Pad())
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score a head on the node's own records, if its metrics policy allows it."""
-    return _answer(message, context, lambda node: training.evaluate(wire.decode_evaluate_task(message), node))
+    return _answer(message, context, lambda node: training.evaluate(wire.decode_evaluate_task(message), node), Pad())
 
 
-def _answer(message: Message, context: Context, work: Callable[[Node], Reply]) -> Message:
+def _answer(message: Message, context: Context, work: Callable[[Node], Reply], pad: Pad | None = None) -> Message:
     name = "node"
     try:
         node = open_node(context.run_id, context.run_config, context.node_config)
         name = node.name
+        if pad is not None:
+            pad.interval_s = node.answer_after_s
         with threads(1):
             speaker = Speaker(node.name, node.declared_size, exact=node.simulated and node.policy.metrics == "exact")
             return wire.encode_reply(permitted(work(node), message, speaker), message)
@@ -63,4 +66,7 @@ def _answer(message: Message, context: Context, work: Callable[[Node], Reply]) -
     except Exception as error:
         log.error("%s failed: %s", name, words_for(error, simulated=places.node_folder() is None))
         reply = egress.refuse(error)
-    return wire.encode_reply(reply, message)
+    answer = wire.encode_reply(reply, message)
+    if pad is not None and 0 < pad.interval_s < pad.hold():
+        log.warning("%s needed more than privacy.answer_after_s, and answered at a later multiple; raise it", name)
+    return answer

@@ -180,6 +180,9 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         "data_set": said.dataset_id,
         "epsilon": said.epsilon,
         "epsilon_cap": said.epsilon_cap,
+        "epsilon_cap_to_sign_off": config.privacy.max_epsilon
+        if config.privacy.max_epsilon > said.epsilon_cap
+        else None,
         "epsilon_left": max(0.0, said.epsilon_cap - said.epsilon),
         "delta": said.delta,
         "unit": said.unit or config.privacy.unit,
@@ -199,6 +202,10 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         f"epsilon     {said.epsilon:.4g} spent of {said.epsilon_cap:g}, {facts['epsilon_left']:.4g} left; at delta "
         f"{said.delta:g}, one {facts['unit']}, local trust ({said.accountant})"
     )
+    if config.privacy.max_epsilon > said.epsilon_cap:
+        typer.echo(
+            f"refusing    {config.privacy.max_epsilon:g} in node.toml: `fedgraft node ledger raise-cap` signs it off"
+        )
     for run, rounds in runs.items():
         typer.echo(f"run         {run}, {rounds} rounds released")
     for run, round_ in said.open_reservations:

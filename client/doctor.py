@@ -167,6 +167,10 @@ def _ledger(folder: Path, config: NodeConfig) -> Finding:
     with open_own_ledger(folder, config) as ledger:
         ledger.verify()
         said = ledger.statement()
+    wanted = config.privacy.max_epsilon
+    if wanted > said.epsilon_cap:
+        sign_off = f"run `fedgraft node ledger raise-cap {wanted!r}`"
+        return Finding("ledger", "fail", f"the cap is {said.epsilon_cap:g}, node.toml has {wanted:g}; {sign_off}")
     words = f"intact, {said.entries} entries, epsilon {said.epsilon:.4g} of {said.epsilon_cap:g} spent"
     return Finding("ledger", "ok" if said.epsilon < said.epsilon_cap else "note", words)
 

@@ -82,6 +82,7 @@ class Node:
         records: computes, or finds in the cache, the features that a model needs.
         randomness: for a round's sampling and noise, in this order.
         own: the model with its backbone named as this node knows it; refuses one that nobody approved.
+        answer_after_s: answers that records went into leave at a multiple of so many seconds; 0 for at once.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Node:
     records: Callable[[ModelSpec], Records]
     randomness: Callable[[int], tuple[Randomness, Randomness]]
     own: Callable[[ModelSpec], ModelSpec] = lambda model: model
+    answer_after_s: float = 0.0
 
 
 @contextmanager

@@ -111,6 +111,9 @@ class PrivacySection(_Section):
     approved_plans_only: Annotated[bool, Expected("true or false")] = Field(
         False, description="Join only plans whose digest was approved by `fedgraft node approve plan`."
     )
+    answer_after_s: _NotNegative = Field(
+        0.0, description="Answers that records went into leave at a multiple of so many seconds; 0: at once."
+    )
 
 
 class NodeConfig(_Section):

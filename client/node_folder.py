@@ -47,6 +47,7 @@ unit = {unit}                # what is protected as a whole: one "record", or on
 # max_clipping_norm = 10.0   # plans with a larger clipping norm are refused
 # partial = true             # join a plan that is too long, until the last round that fits
 # approved_plans_only = true # join only plans that `fedgraft node approve plan` approved
+# answer_after_s = 60.0      # answers leave at a multiple of so many seconds: how long a round took is not seen
 # acknowledge_record_unit = true   # for the unit "record", where the data name patients
 """
 

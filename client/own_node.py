@@ -48,6 +48,7 @@ def open_own_node(folder: Path) -> Node:
         records=records.of,
         randomness=lambda _: (SystemRandomness(), SystemRandomness()),
         own=approvals.own,
+        answer_after_s=privacy.answer_after_s,
     )
 
 

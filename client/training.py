@@ -32,9 +32,8 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
     """
     own, plan = _accept(offer, node)
     make_head(own.model)  # cut, head and what of it is trained
-    if not node.policy.partial:
-        with node.open_ledger() as ledger:
-            ledger.check_plan(plan, offer.run_id)
+    with node.open_ledger() as ledger:
+        ledger.check_plan(plan, offer.run_id, whole=not node.policy.partial)
     return egress.release_hello(node.name, node.declared_size)
 
 

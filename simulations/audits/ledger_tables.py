@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -185,7 +186,7 @@ def _ledger(one: LedgerFinding) -> dict[str, Any]:
             for file in one.files
         ],
         "plans": [_plan(plan, whole) for plan, whole in zip(history.plans, one.whole, strict=True)],
-        "caps": [{"position": cap.position, "epsilon": cap.epsilon, "at": cap.at} for cap in history.caps],
+        "caps": [asdict(cap) for cap in history.caps],
         "runs_of_the_configuration": None if one.runs is None else list(one.runs),
         "notes": list(one.notes),
         "seconds": one.seconds,

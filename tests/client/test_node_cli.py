@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
 import time
@@ -200,6 +201,34 @@ def test_the_ledger_is_verified_and_exported(home: Path, tmp_path: Path, capsys:
     out = tmp_path / "ledger.json"
     assert typed(capsys, home, "ledger", "export", "--out", str(out))[0] == 0
     assert fedgraft.main(["audit", "ledger", str(out), "--key", str(home / f"{KEY}.pub")]) == 0
+
+
+def test_a_higher_cap_is_refused_until_it_is_signed_off_and_the_auditor_reads_by_whom(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert "no ledger yet" in typed(capsys, home, "ledger", "raise-cap", "4")[1]
+    with open_own_ledger(home, load_node_config(home)):
+        pass
+    assert typed(capsys, home, "ledger", "raise-cap", "4")[0] == 2  # node.toml has 1
+    path = home / NODE_TOML
+    path.write_text(path.read_text().replace("max_epsilon = 1.0", "max_epsilon = 4.0"))
+    assert "4 in node.toml: `fedgraft node ledger raise-cap`" in typed(capsys, home, "status")[1]
+    assert json.loads(typed(capsys, home, "status", "--json")[1])["epsilon_cap"] == 1.0
+    assert "run `fedgraft node ledger raise-cap 4.0`" in typed(capsys, home, "check")[1]
+    assert "intact: 1 entries" in typed(capsys, home, "ledger", "verify")[1]
+    assert typed(capsys, home, "ledger", "raise-cap", "5", "--yes")[0] == 2
+    status, told = typed(capsys, home, "ledger", "raise-cap", "4")  # asks, and is answered no
+    assert (status != 0, "Sign this off?" in told, "epsilon 1, to be raised to 4" in told) == (True, True, True)
+    assert "intact: 1 entries" in typed(capsys, home, "ledger", "verify")[1]
+    signed = ["--yes", "--by", "Dr. North", "--reason", "the board agreed"]
+    assert "the cap is epsilon 4" in typed(capsys, home, "ledger", "raise-cap", "4", *signed)[1]
+    assert "nothing to sign off" in typed(capsys, home, "ledger", "raise-cap", "4")[1]
+    assert "refusing" not in typed(capsys, home, "status")[1]
+    out = tmp_path / "ledger.json"
+    typed(capsys, home, "ledger", "export", "--out", str(out))
+    assert fedgraft.main(["audit", "ledger", str(out)]) == 0
+    assert "Dr. North" in capsys.readouterr().out
 
 
 def test_flowers_programs_get_an_environment_that_tells_nobody_anything(home: Path) -> None:

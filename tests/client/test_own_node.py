@@ -190,6 +190,24 @@ def test_what_was_paid_counts_for_every_later_run(node_folder: Path, node: Node)
     assert isinstance(accept_offer(offer, open_own_node(node_folder)), Hello)  # the run that has paid already
 
 
+@pytest.mark.parametrize("partial", ["false", "true"])
+def test_a_cap_that_nobody_signed_off_refuses_offers_and_rounds_and_one_that_is_lowered_holds_at_once(
+    partial: str, node_folder: Path
+) -> None:
+    configure(node_folder, "delta = 1e-5", f"delta = 1e-5\npartial = {partial}")
+    train_round(small_task(), open_own_node(node_folder))
+    configure(node_folder, "max_epsilon = 8.0", "max_epsilon = 9.0")
+    for ask_for in (lambda node: accept_offer(small_offer(), node), lambda node: train_round(small_task(2), node)):
+        with pytest.raises(PrivacyError, match=r"raise-cap 9\.0"):
+            ask_for(open_own_node(node_folder))
+    with open_own_node(node_folder).open_ledger() as ledger:
+        ledger.raise_cap("Dr. North")
+    assert isinstance(train_round(small_task(2), open_own_node(node_folder)), Update)
+    configure(node_folder, "max_epsilon = 9.0", "max_epsilon = 0.1")
+    with pytest.raises(BudgetSpentError):
+        train_round(small_task(3), open_own_node(node_folder))
+
+
 def test_exact_metrics_never_leave(node: Node) -> None:
     from client.training import evaluate
     from common.messages import EvaluateTask

@@ -116,8 +116,7 @@ def test_an_app_a_backbone_or_a_key_that_nobody_approved_is_refused(hospitals: H
     (hospitals.folder / "north" / APPROVALS).write_text('{"apps": {}, "backbones": {}}')
     (hospitals.folder / "south" / APPROVALS).write_text(approvals["south"].replace('"pixels/8"', '"pixels/7"'))
     for name in ("south", "west"):
-        path = hospitals.folder / name / NODE_TOML
-        path.write_text(path.read_text().replace("max_epsilon =", "max_epsilon = 50.0 #", 1))
+        hospitals.raise_cap(hospitals.folder / name, 50.0)
     east = hospitals.admit("east", data)
     (east / "node.key").write_bytes(_other_key())
     hospitals.start("node", east)
@@ -135,8 +134,7 @@ def test_an_app_a_backbone_or_a_key_that_nobody_approved_is_refused(hospitals: H
 def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> None:
     """First the SuperLink and a SuperNode, with the server app waiting for them; then the server app itself."""
     for name in NAMES:
-        path = hospitals.folder / name / NODE_TOML
-        path.write_text(path.read_text().replace("max_epsilon =", "max_epsilon = 50.0 #", 1))
+        hospitals.raise_cap(hospitals.folder / name, 50.0)
     config = hospitals.configuration(federation={"rounds": 8, "round_timeout_s": 60.0})
     command = [sys.executable, "-m", "fedgraft", "server", "run", str(config), "--name", "killed"]
     command += ["--nodes", ",".join(NAMES), "--home", str(hospitals.server)]
