@@ -22,12 +22,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from flwr.client.grpc_rere_client import connection
 from flwr.common.constant import SubStatus
 from flwr.supercore.fab import Fab
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR, InMemoryNodeState
 
 from client.approvals import read_approvals
+from client.channel import create_channel
 from common.errors import ConfigError
 
 POLL_S = 0.2
@@ -87,6 +89,7 @@ def patch(folder: Path) -> None:
 
     for module, name, value in (
         (InMemoryNodeState, "finish_task", finish_and_answer),
+        (connection, "create_channel", create_channel),
         (flower, "_init_connection", connected),
         (flower, "_verify_fab", lambda fab, _: "valid_license" in fab.verifications),
         (flower, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))),
