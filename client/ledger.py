@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from common.durable import sync_folder
-from common.errors import BrokenChainError, BudgetSpentError, ConfigError, PrivacyError
+from common.errors import BrokenChainError, BudgetSpentError, ConfigError, PrivacyError, ReleasedOnceError
 from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
 from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
@@ -161,10 +161,23 @@ class Ledger:
                 self._append("commit", {"reservation": reservation.position, "reply_sha256": digest})
                 self._store(reservation, reply)
             elif before != digest:
-                raise PrivacyError(
+                raise ReleasedOnceError(
                     f"round {reservation.charge.spend.round} must be released once, but another reply was committed "
                     "already; send nothing and reserve again to get the stored one"
                 )
+
+    def settle(self, reservation: Reservation, reply: bytes) -> bytes:
+        """Commit a reply, and return the one that may leave: this one, unless another process was quicker.
+
+        A message that is repeated while the first is still being worked on, after a restart say, makes two of them.
+        Errors as in ``commit``, and as in ``reserve`` where the other reply is no longer kept.
+        """
+        try:
+            self.commit(reservation, reply)
+        except ReleasedOnceError:
+            with self._transaction():
+                return self._stored_reply(reservation.position, reservation.charge.spend).reply
+        return reply
 
     def raise_cap(self, by: str, reason: str = "") -> None:
         """Put the operator's sign-off for the cap that the ledger was opened with into the chain, where it is higher.

@@ -49,8 +49,8 @@ def release_statistics(task: StatisticsTask, node: Node) -> Statistics:
         records = node.records(model)  # sensitive from here
         values = noised_sums(task, records, plan, node.randomness(NOISE_UNIT - task.candidate)[1])
         released = egress.release_statistics(values, size)
-        ledger.commit(reservation, released.values.astype("<f8").tobytes())
-    return released
+        settled = ledger.settle(reservation, released.values.astype("<f8").tobytes())
+    return egress.release_statistics(np.frombuffer(settled, dtype="<f8"), size)
 
 
 def noised_sums(

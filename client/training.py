@@ -62,7 +62,9 @@ def train_round(task: TrainTask, node: Node) -> Update:
         records = node.records(task.offer.model)  # sensitive from here
         head = private_update(module, task, records, plan, node.randomness(task.round))
         update = egress.release_update(head, task.head)
-        ledger.commit(reservation, safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()}))
+        reply = safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()})
+        if (settled := ledger.settle(reservation, reply)) != reply:
+            update = egress.release_update(safetensors.torch.load(settled), task.head)
     return update
 
 

@@ -39,6 +39,8 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.superlink.cli import flwr_serverapp
 from flwr.supernode.cli import flwr_clientapp
 
+from common.task_end import tell_failed
+
 OURS = ("common", "client", "server", "simulations")
 APPS: dict[TaskType, Callable[[], None]] = {
     TaskType.CLIENT_APP: flwr_clientapp,
@@ -56,10 +58,13 @@ class ForkingExecutor:
 
     Args:
         approved: the file with the digests of the bundles that may run.
+        tell: is called for a task whose process ended badly.
     """
 
-    def __init__(self, approved: Path) -> None:
+    def __init__(self, approved: Path, tell: Callable[[ExecutionSpec], object]) -> None:
         self._approved = approved
+        self._tell = tell
+        self._children: dict[int, ExecutionSpec] = {}
 
     def get_eligible_capacity(
         self, supported_task_types: set[TaskType], *, insecure: bool = False, root_certificates_path: str | None = None
@@ -86,15 +91,17 @@ class ForkingExecutor:
             return LaunchResult.failed(str(error))
         if child == 0:
             _become(spec, self._approved, parent)
+        self._children[child] = spec
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Bury children that have ended."""
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            pass
+        """Bury children that have ended, and tell of those that did not end well."""
+        for child, spec in list(self._children.items()):
+            buried, status = os.waitpid(child, os.WNOHANG)
+            if buried:
+                del self._children[child]
+                if status != 0:
+                    self._tell(spec)
 
     def close(self) -> None:
         """Children end with their tasks, or with this process."""
@@ -181,7 +188,7 @@ def main() -> None:
     home.mkdir(parents=True, exist_ok=True)
     for left in home.glob(f"{SCRATCH}*"):  # by apps that were killed
         shutil.rmtree(left, ignore_errors=True)
-    executor = ForkingExecutor(options.approved)
+    executor = ForkingExecutor(options.approved, tell_failed)
     _replace(superexec, "get_executor", lambda *_, **__: executor)
     superexec.run_superexec(
         runtime_api_address=options.runtime_api_address,

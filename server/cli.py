@@ -170,11 +170,11 @@ def run(
     """Train a head with the nodes, and wait for the result; if this command ends, the run goes on."""
     from common.config import load_config
     from server.place import names_from
-    from server.submission import open_run, usual_name
+    from server.submission import begin_run, usual_name
 
     place = _place(home)
-    folder = open_run(place, load_config(config, overrides or []), name or usual_name(config), names_from(nodes or []))
-    _play(place, folder, as_json)
+    folder = begin_run(place, load_config(config, overrides or []), name or usual_name(config), names_from(nodes or []))
+    _watch(place, folder, as_json)
 
 
 @server.command("resume", epilog="Example: fedgraft server resume xrays-20260101-120000")
@@ -182,8 +182,11 @@ def resume(
     name: Annotated[str, typer.Argument(help="Of the run.")], home: Home = None, as_json: AsJson = False
 ) -> None:
     """Continue a run from its last checkpoint."""
+    from server.submission import start_run
+
     place = _place(home)
-    _play(place, place.runs / name, as_json)
+    start_run(place, place.runs / name)
+    _watch(place, place.runs / name, as_json)
 
 
 @server.command("halt", epilog="Example: fedgraft server halt xrays-20260101-120000")
@@ -238,12 +241,11 @@ def _last(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: lines[-1].get(key) if lines else None for key in ("accuracy", "epsilon")}
 
 
-def _play(place: Place, folder: Path, as_json: bool) -> None:
-    """Submit, follow with a bar, show the result."""
+def _watch(place: Place, folder: Path, as_json: bool) -> None:
+    """Follow a run with a bar, and show the result."""
     from server.outcome import MODEL, RESULT
-    from server.submission import follow, start_run
+    from server.submission import follow
 
-    start_run(place, folder)
     typer.echo(f"run {folder.name}; it goes on without this command (Ctrl-C)", err=True)
     try:
         with _bar(folder) as advance:

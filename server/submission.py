@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from common import durable, errors
 from common.bundle import app_digest, assemble
 from common.config import RunConfig, dump_toml, load_config, to_flat
 from common.errors import ConfigError, FederationError
+from common.supervisor import supervisor_of
 from server.checkpoints import Line, read_lines
 from server.control import run_status, stop_run, submit
 from server.outcome import RESULT, ROUNDS
@@ -100,6 +102,22 @@ def _reach_registered(place: Place, folder: Path) -> None:
     durable.write_json(folder / NODES, chosen)
 
 
+def begin_run(place: Place, config: RunConfig, name: str, nodes: Sequence[str]) -> Path:
+    """Make the folder of a new run and submit it; where that fails, there is no folder. Arguments and errors as above.
+
+    Returns:
+        The folder.
+    """
+    folder = open_run(place, config, name, nodes)
+    try:
+        start_run(place, folder)
+    except BaseException:
+        if flower_run(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
 def is_played(place: Place, folder: Path) -> bool:
     """Whether the SuperLink plays the run in a folder now."""
     run_id = flower_run(folder)
@@ -137,7 +155,7 @@ def follow(place: Place, folder: Path, on_round: Callable[[Line], None]) -> None
             break
         if run_id is not None and time.monotonic() - asked > ASK_EVERY_S:
             asked = time.monotonic()
-            if (status := run_status(place, run_id)).startswith("finished") and not (folder / RESULT).exists():
+            if (status := _status_soon(place, run_id)).startswith("finished") and not (folder / RESULT).exists():
                 _raise_failure(folder, status)
         time.sleep(POLL_S)
     if not (folder / RESULT).exists():
@@ -156,6 +174,18 @@ def _check(config: RunConfig) -> None:
         )
     if config.evaluation.baselines != "none":
         raise ConfigError("baselines need all records in one place; set evaluation.baselines to none, or simulate")
+
+
+def _status_soon(place: Place, run_id: int) -> str:
+    """How a run stands; unknown while the server starts its SuperLink again."""
+    try:
+        return run_status(place, run_id)
+    except ConfigError:
+        raise
+    except FederationError:
+        if supervisor_of(place.folder) is None:
+            raise
+        return "unknown"
 
 
 def _raise_failure(folder: Path, status: str) -> None:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import fedgraft
 from common import places
-from common.config import load_config
+from common.config import dump_toml, load_config
 from common.errors import ConfigError
 from common.privacy.keys import openssh
 from server.place import JOIN_FILE, NODES, SERVER_TOML, Place, Registered, folder_of_run, open_place
@@ -88,6 +88,17 @@ def test_a_run_that_cannot_be_is_refused(
     with pytest.raises(ConfigError, match=words):
         open_run(place, small_config(**changes), name, nodes)
     assert not (place.runs / "two").exists()
+
+
+def test_a_run_that_could_not_be_submitted_leaves_no_folder(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody serves at the port for the coordinator's commands."""
+    config = place.folder / "run.toml"
+    config.write_bytes(dump_toml(small_config()).encode())
+    for _ in range(2):  # the second time the name must not be taken
+        status, told = said(capsys, "run", str(config), "--name", "unsent", "--home", str(place.folder))
+        assert status != 0
+        assert "cannot be reached" in told
+        assert not (place.runs / "unsent").exists()
 
 
 def test_a_run_that_is_not_there_or_finished_is_not_started(place: Place) -> None:
