@@ -113,6 +113,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {
         **without_proxy(os.environ),
         "PATH": programs,
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the folder where programs run, and apps write
         places.NODE_FOLDER: str(folder),
         places.CACHE: str(folder / "cache"),
         "FLWR_HOME": str(folder / "flwr"),
