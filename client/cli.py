@@ -86,13 +86,20 @@ def start(home: Home = None) -> None:
     """Run the node until it is stopped, starting again what ends; for a terminal or a service manager."""
     from client.node_config import load_node_config
     from client.node_folder import programs
-    from common.ports import free_port
-    from common.supervisor import supervise
+    from common.ports import LoopbackPort
+    from common.runtime_secret import draw_secret
+    from common.supervisor import Program, supervise
 
     folder = node_of(home)
     config = load_node_config(folder)
+    draw_secret(folder)
     typer.echo(f"node {config.node.name} at {config.server.address}; logs in {folder / 'logs'}")
-    supervise(programs(folder, config, free_port()), folder, typer.echo)
+    port = LoopbackPort()
+
+    def on_usable_port() -> list[Program]:
+        return programs(folder, config, port.usable())
+
+    supervise(on_usable_port(), folder, typer.echo, again=on_usable_port)
 
 
 @node.command("stop", epilog="Example: fedgraft node stop")

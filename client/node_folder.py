@@ -15,6 +15,7 @@ from client.keys import KEY, make_key
 from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from common import durable, places
 from common.errors import ConfigError
+from common.runtime_secret import secret_options
 from common.supervisor import Program, without_proxy
 
 CERTIFICATE, PAUSED = "ca.crt", "paused"
@@ -130,7 +131,8 @@ def programs(folder: Path, config: NodeConfig, runtime_port: int) -> list[Progra
     files += ["--auth-supernode-private-key", str(folder / KEY)]
     link = ["--superlink", config.server.address, "--isolation", "process", "--host", "127.0.0.1"]
     node = [sys.executable, "-m", "client.supernode", str(folder), *files, *link, "--port", str(runtime_port)]
-    apps = ["--runtime-api-address", f"127.0.0.1:{runtime_port}", "--insecure"]
+    node += secret_options(folder)
+    apps = ["--runtime-api-address", f"127.0.0.1:{runtime_port}", "--insecure", *secret_options(folder)]
     around = environment(folder)
     return [
         Program("supernode", node, around),

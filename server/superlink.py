@@ -15,6 +15,7 @@ import sys
 from flwr.superlink.cli import flower_superlink
 
 from common.ports import joined
+from common.runtime_secret import secret_options
 from server.place import APPROVED, Place
 
 
@@ -33,7 +34,9 @@ def programs(place: Place) -> list[Program]:
     link = [*tls, "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(config.control_port)]
     link += ["--fleet-api-address", joined(config.bind, config.port), "--database", str(place.folder / "state.db")]
     link += ["--disable-runtime-dependency-installation", "--isolation", "process"]
+    link += secret_options(place.folder)
     apps = ["--runtime-api-address", control, "--root-certificates", str(files.ca)]
+    apps += secret_options(place.folder)
     return [
         Program("superlink", [sys.executable, "-m", "server.superlink", *link], environment),
         Program(
