@@ -15,6 +15,7 @@ from typing import Literal
 from cryptography import x509
 
 from client.approvals import read_approvals
+from client.clock import measure_skew
 from client.join import trusted
 from client.keys import KEY, left_over
 from client.node_config import NodeConfig, load_node_config
@@ -30,6 +31,7 @@ from common.validity import validity_of
 CONNECT_TIMEOUT_S = 10.0
 RENEW = "ask the coordinator to renew it (fedgraft server init --renew)"
 LEAST_DISK = 2 * 2**30
+FAR_S = 2.0
 
 State = Literal["ok", "note", "fail"]
 
@@ -62,6 +64,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("key", _key),
         ("certificate", _certificate),
         ("server", _server),
+        ("clock", _clock),
         ("data", _data),
         ("ledger", _ledger),
         ("backbones", _backbones),
@@ -129,6 +132,28 @@ def _server(folder: Path, config: NodeConfig) -> Finding:
     assert encoded is not None
     shown = validity_of(x509.load_der_x509_certificate(encoded), f"reached; the certificate of {host}", RENEW)
     return Finding("server", shown.state, shown.words)
+
+
+def _clock(folder: Path, config: NodeConfig) -> Finding:
+    try:
+        with socket.create_connection(split(config.server.address), CONNECT_TIMEOUT_S):
+            pass
+    except OSError:
+        return Finding("clock", "note", "not measured: the coordinator cannot be reached")
+    certificate = (folder / config.server.certificate).read_bytes()
+    found = measure_skew(config.server.address, certificate, folder / KEY)
+    if found.ahead_s is None:
+        return Finding("clock", "fail", "more than an hour from the coordinator's; set this machine's clock (NTP)")
+    way = "ahead of" if found.ahead_s > 0 else "behind"
+    words = (
+        f"{abs(found.ahead_s):.1f} s {way} the coordinator's, to within {found.exact_to_s:.1f} s, by the signed times "
+        "that it accepts"
+    )
+    if not found.accepted:
+        return Finding("clock", "fail", f"{words}; it refuses this node: set this machine's clock (NTP)")
+    far = abs(found.ahead_s) > FAR_S + found.exact_to_s
+    cure = "; set this machine's clock (NTP) before it is 5 s ahead, or 5 minutes behind" if far else ""
+    return Finding("clock", "note" if far else "ok", words + cure)
 
 
 def _data(folder: Path, config: NodeConfig) -> Finding:
