@@ -87,12 +87,12 @@ def start(home: Home = None) -> None:
     from client.node_config import load_node_config
     from client.node_folder import programs
     from common.ports import LoopbackPort
-    from common.runtime_secret import draw_secret
+    from common.runtime_secret import make_secret
     from common.supervisor import Program, supervise
 
     folder = node_of(home)
     config = load_node_config(folder)
-    draw_secret(folder)
+    make_secret(folder)
     typer.echo(f"node {config.node.name} at {config.server.address}; logs in {folder / 'logs'}")
     port = LoopbackPort()
 
@@ -132,6 +132,7 @@ def resume(home: Home = None) -> None:
 @node.command("status", epilog="Example: fedgraft node status --json")
 def status(home: Home = None, as_json: AsJson = False) -> None:
     """Say what was spent and what is left, in which runs, and whether the node runs."""
+    from client.contact import last_contact
     from client.node_config import load_node_config
     from client.node_folder import is_paused
     from client.own_node import spent_so_far
@@ -147,6 +148,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         "node": config.node.name,
         "running": supervisor_of(folder) is not None,
         "paused": is_paused(folder),
+        "last_contact": contact.isoformat(timespec="seconds") if (contact := last_contact(folder)) else None,
         "data_set": said.dataset_id,
         "epsilon": said.epsilon,
         "epsilon_cap": said.epsilon_cap,
@@ -164,6 +166,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         return
     state = "paused" if facts["paused"] else "running" if facts["running"] else "not running"
     typer.echo(f"node        {config.node.name}, {state}")
+    typer.echo(f"contact     {facts['last_contact'] or 'none yet'}")
     typer.echo(f"data set    {said.dataset_id}, declared size {config.data.declared_size}")
     typer.echo(
         f"epsilon     {said.epsilon:.4g} spent of {said.epsilon_cap:g}, {facts['epsilon_left']:.4g} left; at delta "

@@ -9,6 +9,7 @@ import ssl
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from cryptography import x509
 
 from client.approvals import read_approvals
 from client.clock import measure_skew
+from client.contact import last_contact
 from client.join import trusted
 from client.keys import KEY, left_over
 from client.node_config import NodeConfig, load_node_config
@@ -26,12 +28,14 @@ from common.backbones.controls import load_reference
 from common.errors import FederationError
 from common.ports import split
 from common.privacy.keys import load_private
+from common.supervisor import supervisor_of
 from common.validity import validity_of
 
 CONNECT_TIMEOUT_S = 10.0
 RENEW = "ask the coordinator to renew it (fedgraft server init --renew)"
 LEAST_DISK = 2 * 2**30
 FAR_S = 2.0
+LONG_AGO = timedelta(minutes=2)
 
 State = Literal["ok", "note", "fail"]
 
@@ -65,6 +69,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("certificate", _certificate),
         ("server", _server),
         ("clock", _clock),
+        ("contact", _contact),
         ("data", _data),
         ("ledger", _ledger),
         ("backbones", _backbones),
@@ -154,6 +159,18 @@ def _clock(folder: Path, config: NodeConfig) -> Finding:
     far = abs(found.ahead_s) > FAR_S + found.exact_to_s
     cure = "; set this machine's clock (NTP) before it is 5 s ahead, or 5 minutes behind" if far else ""
     return Finding("clock", "note" if far else "ok", words + cure)
+
+
+def _contact(folder: Path, _: NodeConfig) -> Finding:
+    last, running = last_contact(folder), supervisor_of(folder) is not None
+    if last is None:
+        words = "the coordinator has never answered this node"
+        return Finding("contact", "note" if running else "ok", words + ("" if running else "; it does not run"))
+    ago = datetime.now(UTC) - last
+    words = f"the coordinator last answered {last:%Y-%m-%d %H:%M:%S} UTC"
+    if running and ago > LONG_AGO:
+        return Finding("contact", "note", f"{words}, though the node runs; see logs/supernode.log")
+    return Finding("contact", "ok", words if running else f"{words}; the node does not run")
 
 
 def _data(folder: Path, config: NodeConfig) -> Finding:

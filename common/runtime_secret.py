@@ -16,9 +16,16 @@ OPTION = "--superexec-auth-secret-file"
 SECRET_BYTES = 32
 
 
-def draw_secret(folder: Path) -> None:
-    """Write a new secret, mode 0600; once, before the programs are started."""
-    durable.write_bytes(folder / SECRET, secrets.token_bytes(SECRET_BYTES), mode=0o600)
+def make_secret(folder: Path) -> None:
+    """Write a secret, mode 0600, unless there is one.
+
+    It is kept: a second start, which is refused, must not take the secret from programs that run.
+    """
+    path = folder / SECRET
+    if path.exists() and path.stat().st_size == SECRET_BYTES:
+        path.chmod(0o600)
+    else:
+        durable.write_bytes(path, secrets.token_bytes(SECRET_BYTES), mode=0o600)
 
 
 def secret_options(folder: Path) -> list[str]:

@@ -23,14 +23,14 @@ from flwr.supernode.nodestate import NodeStateFactory
 from client.node_config import parse_node_config
 from client.node_folder import TEMPLATE, programs
 from common.ports import free_port
-from common.runtime_secret import OPTION, SECRET, draw_secret, secret_options
+from common.runtime_secret import OPTION, SECRET, make_secret, secret_options
 from tests.processes import wait_until
 
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
     """A SuperNode's runtime port, as Flower serves it."""
-    draw_secret(tmp_path)
+    make_secret(tmp_path)
     chosen = free_port()
     state = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     app = create_app(state_factory=state, superexec_auth_secret=load_superexec_auth_secret(str(tmp_path / SECRET)))
@@ -68,13 +68,17 @@ def test_only_who_has_the_secret_is_handed_tasks(port: int, tmp_path: Path) -> N
             ask(port, wrong)
 
 
-def test_it_is_for_its_owner_only_and_new_at_each_start(tmp_path: Path) -> None:
-    draw_secret(tmp_path)
+def test_it_is_for_its_owner_only_and_kept(tmp_path: Path) -> None:
+    make_secret(tmp_path)
     before = (tmp_path / SECRET).read_bytes()
-    draw_secret(tmp_path)
+    (tmp_path / SECRET).chmod(0o644)
+    make_secret(tmp_path)
     assert len(before) == 32
-    assert (tmp_path / SECRET).read_bytes() != before
+    assert (tmp_path / SECRET).read_bytes() == before
     assert stat.S_IMODE((tmp_path / SECRET).stat().st_mode) == 0o600
+    (tmp_path / SECRET).write_bytes(b"")  # Flower takes no empty one
+    make_secret(tmp_path)
+    assert (tmp_path / SECRET).read_bytes() not in (b"", before)
 
 
 def test_both_programs_of_a_node_are_given_it(tmp_path: Path) -> None:
