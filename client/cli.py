@@ -104,14 +104,21 @@ def start(
     from client.isolation import check_possible, with_isolation
     from client.node_config import load_node_config
     from client.node_folder import programs
-    from common.ports import free_port
-    from common.supervisor import supervise
+    from common.ports import LoopbackPort
+    from common.runtime_secret import make_secret
+    from common.supervisor import Program, supervise
 
     folder = node_of(home)
     config = with_isolation(load_node_config(folder), isolation)
     check_possible(folder, config)
+    make_secret(folder)
     typer.echo(f"node {config.node.name} at {config.server.address}; logs in {folder / 'logs'}")
-    supervise(programs(folder, config, free_port(), health_port), folder, typer.echo)
+    port = LoopbackPort()
+
+    def on_usable_port() -> list[Program]:
+        return programs(folder, config, port.usable(), health_port)
+
+    supervise(on_usable_port(), folder, typer.echo, again=on_usable_port)
 
 
 @node.command("apps", epilog="Example: fedgraft node apps   (in a container without a network, beside another's start)")
@@ -162,6 +169,7 @@ def resume(home: Home = None) -> None:
 @node.command("status", epilog="Example: fedgraft node status --json")
 def status(home: Home = None, as_json: AsJson = False) -> None:
     """Say what was spent and what is left, in which runs, and whether the node runs."""
+    from client.contact import last_contact
     from client.node_config import load_node_config
     from client.node_folder import is_paused
     from client.own_node import spent_so_far
@@ -177,6 +185,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         "node": config.node.name,
         "running": supervisor_of(folder) is not None,
         "paused": is_paused(folder),
+        "last_contact": contact.isoformat(timespec="seconds") if (contact := last_contact(folder)) else None,
         "data_set": said.dataset_id,
         "epsilon": said.epsilon,
         "epsilon_cap": said.epsilon_cap,
@@ -197,6 +206,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         return
     state = "paused" if facts["paused"] else "running" if facts["running"] else "not running"
     typer.echo(f"node        {config.node.name}, {state}")
+    typer.echo(f"contact     {facts['last_contact'] or 'none yet'}")
     typer.echo(f"data set    {said.dataset_id}, declared size {config.data.declared_size}")
     typer.echo(
         f"epsilon     {said.epsilon:.4g} spent of {said.epsilon_cap:g}, {facts['epsilon_left']:.4g} left; at delta "

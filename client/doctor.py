@@ -9,12 +9,15 @@ import ssl
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
 
 from client.approvals import read_approvals
+from client.clock import measure_skew
+from client.contact import last_contact
 from client.isolation import check_possible
 from client.join import trusted
 from client.keys import KEY, left_over
@@ -28,11 +31,14 @@ from common.errors import FederationError
 from common.ports import split
 from common.privacy.keys import load_private
 from common.segments import check_segments
+from common.supervisor import supervisor_of
 from common.validity import validity_of
 
 CONNECT_TIMEOUT_S = 10.0
 RENEW = "ask the coordinator to renew it (fedgraft server init --renew)"
 LEAST_DISK = 2 * 2**30
+FAR_S = 2.0
+LONG_AGO = timedelta(minutes=2)
 
 State = Literal["ok", "note", "fail"]
 
@@ -65,6 +71,8 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("key", _key),
         ("certificate", _certificate),
         ("server", _server),
+        ("clock", _clock),
+        ("contact", _contact),
         ("data", _data),
         ("cache", _cache),
         ("ledger", _ledger),
@@ -134,6 +142,40 @@ def _server(folder: Path, config: NodeConfig) -> Finding:
     assert encoded is not None
     shown = validity_of(x509.load_der_x509_certificate(encoded), f"reached; the certificate of {host}", RENEW)
     return Finding("server", shown.state, shown.words)
+
+
+def _clock(folder: Path, config: NodeConfig) -> Finding:
+    try:
+        with socket.create_connection(split(config.server.address), CONNECT_TIMEOUT_S):
+            pass
+    except OSError:
+        return Finding("clock", "note", "not measured: the coordinator cannot be reached")
+    certificate = (folder / config.server.certificate).read_bytes()
+    found = measure_skew(config.server.address, certificate, folder / KEY)
+    if found.ahead_s is None:
+        return Finding("clock", "fail", "more than an hour from the coordinator's; set this machine's clock (NTP)")
+    way = "ahead of" if found.ahead_s > 0 else "behind"
+    words = (
+        f"{abs(found.ahead_s):.1f} s {way} the coordinator's, to within {found.exact_to_s:.1f} s, by the signed times "
+        "that it accepts"
+    )
+    if not found.accepted:
+        return Finding("clock", "fail", f"{words}; it refuses this node: set this machine's clock (NTP)")
+    far = abs(found.ahead_s) > FAR_S + found.exact_to_s
+    cure = "; set this machine's clock (NTP) before it is 5 s ahead, or 5 minutes behind" if far else ""
+    return Finding("clock", "note" if far else "ok", words + cure)
+
+
+def _contact(folder: Path, _: NodeConfig) -> Finding:
+    last, running = last_contact(folder), supervisor_of(folder) is not None
+    if last is None:
+        words = "the coordinator has never answered this node"
+        return Finding("contact", "note" if running else "ok", words + ("" if running else "; it does not run"))
+    ago = datetime.now(UTC) - last
+    words = f"the coordinator last answered {last:%Y-%m-%d %H:%M:%S} UTC"
+    if running and ago > LONG_AGO:
+        return Finding("contact", "note", f"{words}, though the node runs; see logs/supernode.log")
+    return Finding("contact", "ok", words if running else f"{words}; the node does not run")
 
 
 def _data(folder: Path, config: NodeConfig) -> Finding:

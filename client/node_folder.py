@@ -16,6 +16,7 @@ from client.keys import KEY, make_key
 from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from common import durable, places
 from common.errors import ConfigError
+from common.runtime_secret import secret_options
 from common.supervisor import Program, without_proxy
 
 CERTIFICATE, PAUSED = "ca.crt", "paused"
@@ -138,6 +139,7 @@ def programs(folder: Path, config: NodeConfig, runtime_port: int, health_port: i
     files += ["--auth-supernode-private-key", str(folder / KEY)]
     link = ["--superlink", config.server.address, "--isolation", "process", "--host", "127.0.0.1"]
     node = [sys.executable, "-m", "client.supernode", str(folder), *files, *link, "--port", str(runtime_port)]
+    node += secret_options(folder)
     if health_port:
         node += ["--health-server-address", f"127.0.0.1:{health_port}"]
     around, address = environment(folder), f"127.0.0.1:{runtime_port}"
@@ -153,7 +155,7 @@ def programs(folder: Path, config: NodeConfig, runtime_port: int, health_port: i
 def executor(folder: Path, runtime_address: str) -> list[str]:
     """The command of the warm process that apps are forked from, given how it reaches the SuperNode."""
     start = [sys.executable, "-m", "common.warm_executor", str(folder / APPROVALS)]
-    return [*start, "--runtime-api-address", runtime_address, "--insecure"]
+    return [*start, "--runtime-api-address", runtime_address, "--insecure", *secret_options(folder)]
 
 
 def is_paused(folder: Path) -> bool:

@@ -30,11 +30,12 @@ from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERRO
 
 from client.approvals import read_approvals
 from client.channel import create_channel
+from client.contact import noting
 from client.gateway import Gateway
 from common.errors import ConfigError
 
 POLL_S = 0.2
-GET_FAB = 4  # its place among what Flower's connection gives
+RECEIVE, GET_FAB = 1, 4  # their places among what Flower's connection gives
 
 command = importlib.import_module("flwr.supernode.cli.flower_supernode")  # the package hides it behind its function
 log = logging.getLogger("fedgraft.node")
@@ -70,6 +71,7 @@ def patch(folder: Path) -> None:
     def connected(*arguments: Any, **options: Any) -> Iterator[tuple[Any, ...]]:
         with connect(*arguments, **options) as parts:
             given: list[Any] = list(parts)
+            given[RECEIVE] = noting(given[RECEIVE], folder)
             given[GET_FAB] = approved_only(given[GET_FAB], folder)
             yield tuple(given)
 

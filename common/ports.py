@@ -14,6 +14,22 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+class LoopbackPort:
+    """A port of the loopback for programs of one machine, another one when it was taken meanwhile."""
+
+    def __init__(self) -> None:
+        """Choose one."""
+        self._port = free_port()
+
+    def usable(self) -> int:
+        """The same as before, unless somebody listens on it now; for when our own program does not."""
+        try:
+            check_free("127.0.0.1", self._port)
+        except ConfigError:
+            self._port = free_port()
+        return self._port
+
+
 def joined(host: str, port: int) -> str:
     """Write a host and a port as one address.
 

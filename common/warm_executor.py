@@ -5,8 +5,9 @@ milliseconds. The app's own code still comes from the bundle that Flower unpacks
 time from its bytes, into a folder of its own, and only if the operator has approved their SHA-256, whoever hands them
 out.
 
-Usage: ``python -m common.warm_executor APPROVED`` and then Flower's arguments ``--runtime-api-address``, and
-``--root-certificates`` or ``--insecure``. APPROVED is a JSON file whose ``apps`` has the digests as keys.
+Usage: ``python -m common.warm_executor APPROVED`` and then Flower's arguments ``--runtime-api-address``,
+``--superexec-auth-secret-file``, and ``--root-certificates`` or ``--insecure``. APPROVED is a JSON file whose ``apps``
+has the digests as keys.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 import opacus.validators  # noqa: F401 (imported here, once, for all)
 import torch  # noqa: F401
 from flwr.app import Error
+from flwr.supercore.auth import add_superexec_auth_secret_args, load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec import run_superexec as superexec
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--root-certificates")
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--health-server-address")
+    add_superexec_auth_secret_args(parser)
     options = parser.parse_args()
     home = Path(os.environ["FLWR_HOME"])
     home.mkdir(parents=True, exist_ok=True)
@@ -195,6 +198,7 @@ def main() -> None:
         insecure=options.insecure,
         root_certificates_path=options.root_certificates,
         health_server_address=options.health_server_address,
+        superexec_auth_secret=load_superexec_auth_secret(options.superexec_auth_secret_file),
         runtime_dependency_install=False,
     )
 

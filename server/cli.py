@@ -80,6 +80,7 @@ def start(
     """Run the server until it is stopped, starting again what ends; for a terminal or a service manager."""
     from common.bundle import app_digest
     from common.ports import check_free, joined
+    from common.runtime_secret import make_secret
     from common.supervisor import supervise
     from server.new_ca import certificates_of
     from server.superlink import programs
@@ -88,6 +89,7 @@ def start(
     for address, port in ((place.config.bind, place.config.port), ("127.0.0.1", place.config.control_port)):
         check_free(address, port)
     place.approve(app_digest())
+    make_secret(place.folder)
     for one in certificates_of(place):
         if one.validity.state != "ok":
             typer.echo(f"certificate of {one.name}: {one.validity.words}")

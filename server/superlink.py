@@ -16,6 +16,7 @@ import sys
 from flwr.superlink.cli import flower_superlink
 
 from common.ports import joined
+from common.runtime_secret import secret_options
 from server.place import APPROVED, Place
 from server.reply_limits import MOST_OBJECT_BYTES, Limits, put_in
 
@@ -42,7 +43,9 @@ def programs(place: Place, health_port: int = 0) -> list[Program]:
     link += ["--disable-runtime-dependency-installation", "--isolation", "process"]
     if health_port:
         link += ["--health-server-address", f"127.0.0.1:{health_port}"]
+    link += secret_options(place.folder)
     apps = ["--runtime-api-address", control, "--root-certificates", str(files.ca)]
+    apps += secret_options(place.folder)
     return [
         Program("superlink", [sys.executable, "-m", "server.superlink", *link], environment),
         Program(

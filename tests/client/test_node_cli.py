@@ -172,6 +172,7 @@ def test_the_doctor_says_of_each_thing_what_to_do(home: Path, capsys: pytest.Cap
     assert "cannot reach 127.0.0.1:1" in found["server"]["words"]
     assert "fedgraft node approve app" in found["apps"]["words"]
     assert "20 records readable" in found["data"]["words"]
+    assert (found["clock"]["state"], found["contact"]["state"]) == ("note", "ok")
     (home / KEY).chmod(0o644)
     (home / "ca.crt").write_text("nothing")
     home.chmod(0o755)
@@ -186,6 +187,7 @@ def test_status_says_what_is_left(home: Path, capsys: pytest.CaptureFixture[str]
     status, told = typed(capsys, home, "status", "--json")
     said = json.loads(told)
     assert (status, said["paused"], said["running"]) == (0, True, False)
+    assert said["last_contact"] is None
     assert (said["epsilon"], said["epsilon_left"], said["rounds"]) == (0.0, 1.0, 0)
     assert typed(capsys, home, "resume")[0] == 0
     assert "not running" in typed(capsys, home, "status")[1]

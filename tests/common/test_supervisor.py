@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from common.errors import ConfigError
+from common.ports import LoopbackPort
 from common.supervisor import stop_supervisor, supervisor_of
 
 SCRIPT = """
@@ -81,6 +83,41 @@ def test_there_is_one_supervisor_in_a_folder(tmp_path: Path) -> None:
     finally:
         stop_supervisor(tmp_path)
         process.communicate(timeout=30)
+
+
+AGAIN = """
+import os, sys
+from pathlib import Path
+from common.supervisor import Program, supervise
+said, numbers = [], iter(range(1, 99))
+def programs(number):
+    wait = "from common.supervisor import end_with_parent as e; e(); import time; time.sleep(99)"
+    first = [sys.executable, "-c", f"print('first', {number}, flush=True); {'' if number < 2 else wait}"]
+    second = [sys.executable, "-c", f"print({number}, flush=True); {wait}"]
+    return [Program("first", first, os.environ), Program("second", second, os.environ)]
+supervise(programs(0), Path(sys.argv[1]), print, again=lambda: programs(next(numbers)))
+"""
+
+
+def test_what_belongs_together_goes_on_with_another_command(tmp_path: Path) -> None:
+    """As when the port, by which the two talk, was taken in the meantime."""
+    process = subprocess.Popen([sys.executable, "-c", AGAIN, str(tmp_path)], stdout=subprocess.DEVNULL)
+    try:
+        logs = [tmp_path / "logs" / f"{name}.log" for name in ("first", "second")]
+        until(lambda: logs[0].exists() and "first 2" in logs[0].read_text())
+        until(lambda: logs[1].exists() and logs[1].read_text().endswith("2\n"))
+        assert len(psutil.Process(process.pid).children()) == 2
+    finally:
+        stop_supervisor(tmp_path)
+        process.wait(30)
+
+
+def test_a_port_that_was_taken_is_chosen_anew() -> None:
+    port = LoopbackPort()
+    before = port.usable()
+    assert port.usable() == before
+    with socket.create_server(("127.0.0.1", before)):
+        assert port.usable() != before
 
 
 def test_a_program_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ def test_every_ledger_holds_what_was_released_and_an_auditor_verifies_it(hospita
 
 
 def test_the_doctor_finds_nothing_to_do(hospitals: Hospitals) -> None:
-    assert "FAIL" not in hospitals.run("node", "check", home=hospitals.folder / "north")
+    told = hospitals.run("node", "check", home=hospitals.folder / "north")
+    assert "FAIL" not in told
+    assert "by the signed times that it accepts" in told
+    assert "the coordinator last answered" in told
 
 
 def test_a_node_whose_cap_does_not_suffice_refuses_or_stops_at_the_last_round_that_fits(hospitals: Hospitals) -> None:
