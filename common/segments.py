@@ -142,8 +142,12 @@ def delete_segments(cache: Path, suffixes: Sequence[str] = (PLAIN, SEALED)) -> i
     """Delete all segments of these kinds; returns how many bytes were freed."""
     freed = 0
     for path in _files(cache, "*/*", suffixes):
-        freed += path.stat().st_size
-        path.unlink()
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            continue  # another process was quicker
+        freed += size
     return freed
 
 
