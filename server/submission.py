@@ -27,6 +27,7 @@ from server.run_folder import CONFIG, FAILURE, NODES, is_held, named_nodes
 FLOWER_RUN = "flower-run.json"
 POLL_S = 0.2
 ASK_EVERY_S = 5.0
+SILENCE_S = 300.0
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
@@ -144,7 +145,8 @@ def follow(place: Place, folder: Path, on_round: Callable[[Line], None]) -> None
     Raises:
         FederationError: it failed, in the words that its server app left.
     """
-    run_id, seen, asked = flower_run(folder), 0, time.monotonic()
+    run_id, seen = flower_run(folder), 0
+    asked = answered = time.monotonic()
     while True:
         ended = (folder / RESULT).exists() or (folder / FAILURE).exists()
         lines = read_lines(folder / ROUNDS)
@@ -155,7 +157,13 @@ def follow(place: Place, folder: Path, on_round: Callable[[Line], None]) -> None
             break
         if run_id is not None and time.monotonic() - asked > ASK_EVERY_S:
             asked = time.monotonic()
-            if (status := _status_soon(place, run_id)).startswith("finished") and not (folder / RESULT).exists():
+            try:
+                status, answered = run_status(place, run_id), time.monotonic()
+            except FederationError:  # it is started again, or the machine is busy
+                if supervisor_of(place.folder) is None or asked - answered > SILENCE_S:
+                    raise
+                status = "unknown"
+            if status.startswith("finished") and not (folder / RESULT).exists():
                 _raise_failure(folder, status)
         time.sleep(POLL_S)
     if not (folder / RESULT).exists():
@@ -174,18 +182,6 @@ def _check(config: RunConfig) -> None:
         )
     if config.evaluation.baselines != "none":
         raise ConfigError("baselines need all records in one place; set evaluation.baselines to none, or simulate")
-
-
-def _status_soon(place: Place, run_id: int) -> str:
-    """How a run stands; unknown while the server starts its SuperLink again."""
-    try:
-        return run_status(place, run_id)
-    except ConfigError:
-        raise
-    except FederationError:
-        if supervisor_of(place.folder) is None:
-            raise
-        return "unknown"
 
 
 def _raise_failure(folder: Path, status: str) -> None:
