@@ -176,11 +176,11 @@ def test_a_key_that_is_replaced_or_removed_is_cut_off_while_it_is_connected(hosp
     hospitals.run("node", "rotate-key", home=home)
     replace = ("--key", str(home / "node.key.pub"), "--replace")
     hospitals.run("server", "add-node", "north", *replace, home=hospitals.server)
-    assert wait_until(lambda: ids()[-1] != before, 60)  # cut off by its old key, and started again with the new one
+    assert wait_until(lambda: ids()[-1] != before)  # cut off by its old key, and started again with the new one
     assert hospitals.online(["north"])
     told = len(log.read_text())
     hospitals.run("server", "remove-node", "north", home=hospitals.server)
-    assert wait_until(lambda: log.read_text()[told:].count("Starting Flower SuperNode") >= 2, 60)
+    assert wait_until(lambda: log.read_text()[told:].count("Starting Flower SuperNode") >= 2)
     assert "SuperNode ID" not in log.read_text()[told:]
     listed = json.loads(hospitals.run("server", "nodes", "--json", home=hospitals.server))
     assert [one["status"] for one in listed if one["name"] == "north"] == ["unregistered", "unregistered"]
