@@ -59,14 +59,13 @@ def _answer(message: Message, context: Context, work: Callable[[Node], Reply], p
             pad.interval_s = node.answer_after_s
         with threads(1):
             speaker = Speaker(node.name, node.declared_size, exact=node.simulated and node.policy.metrics == "exact")
-            return wire.encode_reply(permitted(work(node), message, speaker), message)
+            answer = wire.encode_reply(permitted(work(node), message, speaker), message)
     except FederationError as error:
         log.warning("%s refuses: %s", name, words_for(error, simulated=places.node_folder() is None))
-        reply = egress.refuse(error)
+        answer = wire.encode_reply(egress.refuse(error), message)
     except Exception as error:
         log.error("%s failed: %s", name, words_for(error, simulated=places.node_folder() is None))
-        reply = egress.refuse(error)
-    answer = wire.encode_reply(reply, message)
+        answer = wire.encode_reply(egress.refuse(error), message)
     if pad is not None and 0 < pad.interval_s < pad.hold():
         log.warning("%s needed more than privacy.answer_after_s, and answered at a later multiple; raise it", name)
     return answer

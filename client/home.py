@@ -179,16 +179,21 @@ def _simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> Abstrac
 
 
 def open_simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> Ledger:
-    """Open the ledger of a simulated node, which survives kill -9 but not a power cut."""
+    """Open the ledger of a simulated node, which survives kill -9 but not a power cut.
+
+    Whoever simulates is the operator of every node: the cap of the configuration is signed off with it.
+    """
     folder = run_folder / "ledgers"
     folder.mkdir(mode=0o700, exist_ok=True)
-    return Ledger.open(
+    ledger = Ledger.open(
         folder / f"{name}.sqlite",
         f"simulated/{name}",
         delta=config.privacy.delta,
         epsilon_cap=config.privacy.epsilon,
         durable=False,
     )
+    ledger.raise_cap("the simulation's configuration")
+    return ledger
 
 
 def _randomness(seed: int | None, name: str, round_: int) -> tuple[Randomness, Randomness]:

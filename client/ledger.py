@@ -195,8 +195,10 @@ class Ledger:
                 f"a sign-off needs a name, and texts of one line and at most {MOST_WORDS} characters; give --by and "
                 "--reason anew"
             )
+        if self._cap_wanted is None:
+            return
         with self._transaction():
-            if self._cap_wanted is not None and self._cap_wanted > self._balance.epsilon_cap:
+            if self._cap_wanted > self._balance.epsilon_cap:
                 said = {"signed_off_by": by.strip()} | ({"reason": reason.strip()} if reason.strip() else {})
                 self._append("cap", {"epsilon_cap": self._cap_wanted, **said})
         self._cap_wanted = None

@@ -82,7 +82,15 @@ def test_it_is_for_its_owner_only_and_kept(tmp_path: Path) -> None:
 
 
 def test_both_programs_of_a_node_are_given_it(tmp_path: Path) -> None:
-    values = {"name": "n", "address": "h:1", "id": "n", "source": "x", "epsilon": "1.0", "delta": "1e-5"}
+    values = {
+        "name": "n",
+        "address": "h:1",
+        "id": "n",
+        "source": "x",
+        "epsilon": "1.0",
+        "delta": "1e-5",
+        "unit": "record",
+    }
     quoted = {key: value if key in ("epsilon", "delta") else f'"{value}"' for key, value in values.items()}
     config = parse_node_config(TEMPLATE.format(**quoted, size=10, classes='["a", "b"]'), tmp_path)
     for program in programs(tmp_path, config, 5):
