@@ -53,7 +53,7 @@ NOTES = """\
   its time of a round. "Evaluated" is pfl's own evaluation of every user before and after training and of the held-out
   images, each round, which is what it does unless told otherwise; the other rows are told otherwise.
 - FLARE runs one process for each client, at most ten at a time, as its simulator does; beyond ten, clients take turns
-  and their processes start anew.
+  and their processes start anew. Its recipes start the simulator with its own bound of 100 clients.
 - fedgraft resizes and crops every image as torchvision's weights ask for, centres the features, and takes bfloat16
   where the processor has it and the features allow it; the peers take float32, without resizing or centring.
 - PyTorch, torchvision and NumPy are the same build for all (a link in each peer's environment); all else is the peer's.

@@ -72,6 +72,7 @@ def private_epoch(net, images, labels, work):
     """One epoch of DP-SGD on the classifier, by Opacus."""
     from opacus import PrivacyEngine
 
+    torch.seed()  # else every new process draws the same noise
     train_mode(net)
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=work["learning_rate"])
