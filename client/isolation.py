@@ -39,7 +39,7 @@ def with_isolation(config: NodeConfig, isolation: str | None) -> NodeConfig:
     if isolation is None:
         return config
     try:
-        section = NodeSection(name=config.node.name, isolation=isolation)  # type: ignore[arg-type]
+        section = NodeSection.model_validate({**config.node.model_dump(), "isolation": isolation})
     except ValidationError:
         raise ConfigError(f"expected --isolation none, process or container, got {isolation!r}; choose one") from None
     return config.model_copy(update={"node": section})

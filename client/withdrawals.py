@@ -10,8 +10,7 @@ from __future__ import annotations
 import hmac
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -27,10 +26,9 @@ from client.node_config import NodeConfig
 from common import durable
 from common.data.local import LocalData
 from common.errors import ConfigError, PrivacyError
-from common.locks import lock
+from common.locks import alone
 
 KEY_BYTES = 32
-LOCK_TIMEOUT_S = 30.0
 NAMED = ("patient", "group", "file")  # columns by which an operator may name records, now and in later data
 
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -155,7 +153,11 @@ def withdraw(path: Path, names: Sequence[tuple[str, str]], digests: NDArray[np.u
         PrivacyError: what is there cannot be read.
         ConfigError: it cannot be written.
     """
-    with _alone(path.parent):
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {path.parent} cannot be made ({error.strerror}); see data.ledgers") from error
+    with alone(path.with_suffix(".lock")):
         before = read_withdrawals(path)
         key = before.key or _make_key(path)
         added = Withdrawal(
@@ -207,19 +209,3 @@ def _of_record(key: bytes, digest: bytes) -> str:
 
 def _hash(key: bytes, message: bytes) -> str:
     return hmac.digest(key, message, "sha256").hex()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, which is made, against another command."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise ConfigError(f"the folder {folder} must be writable, got: {error.strerror}; see data.ledgers") from error
-    try:
-        if not lock(descriptor, LOCK_TIMEOUT_S):
-            raise ConfigError(f"another command writes in {folder}; wait for it, then run again")
-        yield
-    finally:
-        os.close(descriptor)

@@ -149,6 +149,7 @@ def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> 
             process.kill()
         before = len(hospitals.lines("killed"))
         assert wait_until(lambda: len(hospitals.lines("killed")) >= before + 2)
+        assert following.poll() is None  # it goes on while the SuperLink is away
         (app,) = hospitals.server_apps()
         app.kill()
     finally:
