@@ -13,7 +13,7 @@ from client import channel
 from server.certificates import make_certificates
 from tests.faults.relay import Relay
 
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 SHORT = (  # gRPC asks no earlier
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 1_000),

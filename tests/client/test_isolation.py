@@ -19,6 +19,7 @@ from common import health
 from common.errors import ConfigError
 from common.ports import free_port
 from tests.confining import can_confine
+from tests.processes import PATIENCE_S
 
 needs_bubblewrap = pytest.mark.skipif(
     not can_confine(), reason="bubblewrap is not installed, or may make no namespaces"
@@ -122,7 +123,7 @@ def carried(node: tuple[Path, NodeConfig], listeners: tuple[Listener, Listener])
 
 
 def tried(command: list[str], cwd: Path) -> dict[str, object]:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)
     return found
@@ -201,7 +202,7 @@ def test_a_relay_closes_what_nobody_answers_and_ends_with_its_program(node: tupl
     port = free_port()
     script = f"import socket; print(socket.create_connection(('127.0.0.1', {port})).recv(9)); raise SystemExit(3)"
     command = relay(f"127.0.0.1:{port}", str(node[0] / "none.sock")[-90:], [sys.executable, "-c", script])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout) == (3, "b''\n")
 
 

@@ -17,6 +17,7 @@ import pytest
 from common.errors import ConfigError
 from common.ports import LoopbackPort
 from common.supervisor import stop_supervisor, supervisor_of
+from tests.processes import PATIENCE_S
 
 SCRIPT = """
 import os, sys
@@ -30,7 +31,7 @@ supervise(programs, Path(sys.argv[1]), lambda line: print(line, flush=True))
 """
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -56,7 +57,7 @@ def test_it_restarts_what_ends_and_leaves_nothing_behind(tmp_path: Path) -> None
     until(lambda: (tmp_path / "logs" / "once.log").read_text().count("once") >= 2)
     children = psutil.Process(process.pid).children(recursive=True)
     assert stop_supervisor(tmp_path)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert "once ended with status 0, starts again in 1 s" in said
     assert said.endswith("stopped\n")
     assert not any(child.is_running() for child in children)
@@ -68,7 +69,7 @@ def test_its_children_end_though_it_be_killed(tmp_path: Path) -> None:
     process = started(tmp_path)
     (sleeper,) = [child for child in psutil.Process(process.pid).children() if "sleep(99)" in command_of(child)]
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_S)
     until(lambda: not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE)
     assert supervisor_of(tmp_path) is None
 
@@ -82,7 +83,7 @@ def test_there_is_one_supervisor_in_a_folder(tmp_path: Path) -> None:
             supervise([], tmp_path, print)
     finally:
         stop_supervisor(tmp_path)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
 
 
 AGAIN = """

@@ -14,6 +14,7 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec
 from common.ports import free_port
 from common.task_end import tell_failed
 from common.warm_executor import ForkingExecutor, approved_only, confined
+from tests.processes import PATIENCE_S
 
 
 def a_task() -> ExecutionSpec:
@@ -64,7 +65,7 @@ def test_an_app_that_ends_badly_is_told_of_at_once_and_once(tmp_path: Path, monk
     told, task = list[ExecutionSpec](), a_task()
     executor = ForkingExecutor(tmp_path / "approved.json", told.append)
     executor.launch(task)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not told and time.monotonic() < deadline:
         executor.reconcile()
         time.sleep(0.01)

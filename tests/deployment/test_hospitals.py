@@ -154,7 +154,7 @@ def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> 
         app.kill()
     finally:
         following.terminate()
-        following.wait(60)
+        following.wait()
     assert hospitals.online(NAMES)
     hospitals.run("server", "resume", "killed", home=hospitals.server)
     assert [line["round"] for line in hospitals.lines("killed")] == [1, 2, 3, 4, 5, 6, 7, 8]

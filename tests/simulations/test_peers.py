@@ -29,7 +29,7 @@ import time
 block, end = bytearray(b"x") * 80_000_000, time.process_time() + 0.6
 while time.process_time() < end:
     pass
-time.sleep(0.6)
+time.sleep(1.5)
 """
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True); print('done')"
 
@@ -38,7 +38,7 @@ def test_a_commands_whole_tree_is_measured():
     found = measure([sys.executable, "-c", CHILD, GRANDCHILD])
     assert found.status == 0
     assert found.tail.strip() == "done"
-    assert found.wall_s >= 1.2
+    assert found.wall_s >= 2.1
     assert 0.4 < found.processor_s < found.wall_s
     assert 80e6 < found.peak_bytes < 400e6
 
@@ -48,7 +48,7 @@ def test_at_the_limit_the_tree_and_what_left_it_is_stopped():
         "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
         "start_new_session=True); print(p.pid, flush=True); time.sleep(600)"
     )
-    found = measure([sys.executable, "-c", leaver], limit_s=3)
+    found = measure([sys.executable, "-c", leaver], limit_s=10)
     assert found.status is None
     assert not psutil.pid_exists(int(found.tail)) or psutil.Process(int(found.tail)).status() == "zombie"
 
