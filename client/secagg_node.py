@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from numpy.typing import NDArray
 
 from client.secagg_record import Kept, KeptSecrets, SumRecord
 from common.errors import PrivacyError
-from common.privacy.keys import fingerprint, openssh
 from common.sealing import SealBrokenError
 from common.secagg.keys import (
     Secrets,
@@ -36,6 +34,7 @@ from common.secagg.messages import (
     Group,
     Invitation,
     MaskedVector,
+    NodeKeys,
     Revealed,
     SealedShares,
     Stage,
@@ -46,6 +45,7 @@ from common.secagg.roster import Roster
 from common.secagg.session import Session, SumRun
 from common.secagg.shamir import PRIME, SHARE_BYTES, split
 from common.secagg.signatures import (
+    Sign,
     check_keys,
     check_survivors,
     group_digest,
@@ -60,27 +60,17 @@ Values = Callable[[], NDArray[np.int64]]
 class SumNode:
     """One node, which keeps nothing in memory between two answers."""
 
-    def __init__(
-        self, name: str, key: EllipticCurvePrivateKey, peers: Roster, folder: Path, *, durable: bool = True
-    ) -> None:
-        """Use a node's key and what its operator approved.
+    def __init__(self, name: str, sign: Sign, peers: Roster, folder: Path, *, durable: bool = True) -> None:
+        """Use a node's signatures and what its operator approved.
 
         Args:
             name: of the node.
-            key: the node's.
+            sign: signs bytes with the node's key, as ``common.privacy.keys.sign`` does.
             peers: the approved hospitals and their keys, this one among them.
             folder: where what was answered is recorded; made where it is not there.
             durable: survive a power cut; False, for simulations, survives a killed process.
-
-        Raises:
-            PrivacyError: the approved peers name another key for this node, or none.
         """
-        if peers.fingerprints.get(name) != fingerprint(openssh(key.public_key())):
-            raise PrivacyError(
-                f"the approved peers must name this node's own key for {name}, they name another or none; approve a "
-                "peers file with its newest node.key.pub"
-            )
-        self._name, self._key, self._peers = name, key, peers
+        self._name, self._sign, self._peers = name, sign, peers
         self._folder, self._durable = folder, durable
 
     def answer(self, stage: Stage, request: bytes, run: SumRun, values: Values) -> bytes:
@@ -134,17 +124,27 @@ class SumNode:
                 _check_later(kept, session)
             secrets = Secrets.draw()
             keys = sign_keys(
-                self._key,
+                self._sign,
                 session,
                 self._name,
                 channel_key=channel_private(secrets).public_key().public_bytes_raw(),
                 mask_key=mask_private(session, self._name, secrets.mask_seed).public_key().public_bytes_raw(),
                 commitment=commit(session, self._name, secrets.self_seed),
             )
+            self._check_own_key(session, keys)
             reply = Advertisement(session=session.digest, keys=keys).to_bytes()
             record.keep(Kept(session=session, secrets=KeptSecrets.of(secrets)).answered(Stage.KEYS, request, reply))
             record.forget_vector()
             return reply
+
+    def _check_own_key(self, session: Session, keys: NodeKeys) -> None:
+        try:
+            check_keys(session, self._peers, keys)
+        except PrivacyError as error:
+            raise PrivacyError(
+                f"the approved peers must name this node's own key for {self._name}, they name another; approve a "
+                "peers file with its newest node.key.pub"
+            ) from error
 
     def _share(self, kept: Kept, group: Group) -> tuple[Kept, bytes]:
         session, names = kept.session, [one.name for one in group.members]
@@ -234,7 +234,7 @@ class SumNode:
                 "these are not; reveal nothing"
             )
         _check_enough(session, len(names), "sent masked vectors")
-        signed = sign_survivors(self._key, session, self._name, _sharers(kept, kept.held), names)
+        signed = sign_survivors(self._sign, session, self._name, _sharers(kept, kept.held), names)
         reply = Agreement(session=session.digest, signed=signed).to_bytes()
         return kept.model_copy(update={"survivors": survivors.names}), reply
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from numpy.typing import NDArray
 
 from client.secagg_node import SumNode
-from common.privacy.keys import openssh
+from common.privacy.keys import openssh, sign
 from common.secagg.messages import Stage
 from common.secagg.roster import Roster
 from common.secagg.session import Session, SumRun, SumTerms
+from common.secagg.signatures import Sign
 
 PLAN = "ab" * 32
 Change = Callable[[str, bytes], bytes]
@@ -24,6 +25,10 @@ Change = Callable[[str, bytes], bytes]
 @cache
 def node_key(name: str) -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP384R1())
+
+
+def signer(name: str) -> Sign:
+    return partial(sign, node_key(name))
 
 
 def roster_of(names: Collection[str]) -> Roster:
@@ -70,7 +75,7 @@ class Sums:
 
     def node(self, name: str) -> SumNode:
         """The node as a new process would open it."""
-        return SumNode(name, node_key(name), self.peers, self.folder / name, durable=self.durable)
+        return SumNode(name, signer(name), self.peers, self.folder / name, durable=self.durable)
 
     def vector(self, name: str) -> NDArray[np.int64]:
         generator = np.random.default_rng(self.names.index(name))

@@ -6,23 +6,25 @@ set of survivors, so that a server which shows two sets finds too few signatures
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from common.errors import PrivacyError
 from common.privacy.canonical import canonical_json, sha256_hex
-from common.privacy.keys import fits, parse_public, sign
+from common.privacy.keys import fits, parse_public
 from common.secagg.messages import NodeKeys, SignedSurvivors
 from common.secagg.roster import Roster
 from common.secagg.session import Session
+
+Sign = Callable[[bytes], bytes]  # by the node's key, which an app without a network cannot read itself
 
 KEYS_TAG, SURVIVORS_TAG = "fedgraft secagg keys 1", "fedgraft secagg survivors 1"
 
 
 def sign_keys(
-    key: EllipticCurvePrivateKey,
+    sign: Sign,
     session: Session,
     name: str,
     *,
@@ -32,9 +34,7 @@ def sign_keys(
 ) -> NodeKeys:
     """Sign a node's public keys of a session."""
     data = _keys_bytes(session, name, channel_key, mask_key, commitment)
-    return NodeKeys(
-        name=name, channel_key=channel_key, mask_key=mask_key, commitment=commitment, signature=sign(key, data)
-    )
+    return NodeKeys(name=name, channel_key=channel_key, mask_key=mask_key, commitment=commitment, signature=sign(data))
 
 
 def check_keys(session: Session, roster: Roster, keys: NodeKeys) -> None:
@@ -64,11 +64,9 @@ def sharers_digest(group: str, names: Iterable[str]) -> str:
     return sha256_hex("fedgraft secagg sharers 1", group, *sorted(names))
 
 
-def sign_survivors(
-    key: EllipticCurvePrivateKey, session: Session, name: str, sharers: str, survivors: Iterable[str]
-) -> SignedSurvivors:
+def sign_survivors(sign: Sign, session: Session, name: str, sharers: str, survivors: Iterable[str]) -> SignedSurvivors:
     """Sign a set of survivors."""
-    return SignedSurvivors(name=name, signature=sign(key, _survivors_bytes(session, name, sharers, survivors)))
+    return SignedSurvivors(name=name, signature=sign(_survivors_bytes(session, name, sharers, survivors)))
 
 
 def check_survivors(

@@ -17,7 +17,7 @@ from common.secagg.session import Session
 from common.secagg.shamir import PRIME, combine, weights
 from common.secagg.signatures import sign_keys
 from server.secagg_round import NO_REPLY, Requests, masked_sum
-from tests.sums import Sums, names_of, node_key, roster_of, run_of
+from tests.sums import Sums, names_of, roster_of, run_of, signer
 
 Lost = list[tuple[Stage, bool] | None]
 
@@ -114,7 +114,7 @@ def advertised(sums: Sums, reply: bytes, key: str, mask_key: bytes | None = None
     """The first node's keys, signed by some key, with another mask key if one is given."""
     keys = Advertisement.parse(reply).keys
     signed = sign_keys(
-        node_key(key),
+        signer(key),
         sums.session(),
         sums.names[0],
         channel_key=keys.channel_key,
