@@ -64,7 +64,7 @@ class SumTerms(_Strict):
     def threshold_of(self, members: int) -> int:
         """The least t with 2t > members + colluders: of two sets of t, one honest node is in both.
 
-        Source: Bonawitz et al. 2017, doi:10.1145/3133956.3133982, theorem 6.5 (active adversaries).
+        Source: Bonawitz et al. 2017, doi:10.1145/3133956.3133982, section 6 (active adversaries).
         """
         return (members + self.colluders) // 2 + 1
 
