@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from common.errors import PrivacyError, RoundDiscardedError
-from common.secagg.keys import commit, mask_private, pair_mask, self_mask
+from common.secagg.keys import check_usable, commit, mask_private, pair_mask, self_mask
 from common.secagg.masks import Words, from_ring, plus, reduced, word_type
 from common.secagg.messages import (
     Advertisement,
@@ -126,6 +126,8 @@ def take_keys(before: SumRound, replies: Replies) -> SumRound:
         check_keys(before.session, before.peers, keys)
         if len({*seen, keys.channel_key, keys.mask_key}) != len(seen) + 2:
             raise PrivacyError(f"each key of a group must be another one, {name} sent one again; leave it out")
+        for key in (keys.channel_key, keys.mask_key):
+            check_usable(key, name)  # else all others would refuse the group
         seen.update((keys.channel_key, keys.mask_key))
         return keys
 

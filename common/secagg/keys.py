@@ -80,6 +80,11 @@ def channel_from(session: Session, private: X25519PrivateKey, public: bytes, own
     return Seal(_derive(_exchange(private, public, peer), session, "channel", peer, own))
 
 
+def check_usable(public: bytes, peer: str) -> None:
+    """Make sure that a public key agrees on another secret with everybody. Errors as in ``pair_mask``."""
+    _exchange(X25519PrivateKey.generate(), public, peer)
+
+
 def _exchange(private: X25519PrivateKey, public: bytes, peer: str) -> bytes:
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))

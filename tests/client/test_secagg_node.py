@@ -256,6 +256,22 @@ def test_two_survivor_sets_shown_to_two_halves_are_never_unmasked(tmp_path: Path
         assert "the server may have shown two sets" in refusal(sums, Stage.REVEAL, mixed, name)
 
 
+def test_the_word_of_a_node_that_was_shown_other_sharers_does_not_count(sums: Sums) -> None:
+    step = played_to(sums, Stage.VECTOR)
+    for name, sent in step.requests.items():
+        delivery = Delivery.parse(sent)
+        if name == ME:
+            fewer = {peer: one for peer, one in delivery.sealed.items() if peer != "node-004"}
+            delivery = delivery.model_copy(update={"sealed": fewer})
+        sums.answer(Stage.VECTOR, name, delivery.to_bytes())
+    asked = survivors(step, sums.names[:4]).to_bytes()
+    replies = [sums.answer(Stage.AGREEMENT, name, asked) for name in sums.names[:4]]
+    signed = tuple(Agreement.parse(reply).signed for reply in replies)
+    request = Agreements(session=step.session.digest, signed=signed)
+    assert "node-000 must have signed the same survivors" in refusal(sums, Stage.REVEAL, request, "node-001")
+    assert "node-001 must have signed the same survivors" in refusal(sums, Stage.REVEAL, request, ME)
+
+
 def test_a_node_agrees_to_one_set_of_survivors_and_reveals_one_kind_of_share(sums: Sums) -> None:
     step = played_to(sums, Stage.AGREEMENT, without=["node-004"])
     agreed = take_agreements(step, sums.ask()(Stage.AGREEMENT, step.requests))

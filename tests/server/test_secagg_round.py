@@ -138,6 +138,7 @@ BAD: list[tuple[Stage, Callable[[Sums, bytes, bytes], bytes], str]] = [
         lambda sums, own, other: advertised(sums, own, sums.names[0], Advertisement.parse(own).keys.channel_key),
         "each key of a group",
     ),
+    (Stage.KEYS, lambda sums, own, other: advertised(sums, own, sums.names[0], bytes(32)), "a usable key of node-000"),
     (
         Stage.SHARES,
         lambda sums, own, other: SealedShares.parse(own).model_copy(update={"sealed": {}}).to_bytes(),
