@@ -20,6 +20,7 @@ BENCHMARKS = (
     "audits",
     "features",
     "peers",
+    "distributed_noise",
 )
 
 

@@ -54,7 +54,7 @@ def is_skellam(drawn: NDArray[np.int64], variance: float) -> bool:
     return bool((np.square(seen - expected) / expected).sum() <= chi2.isf(FALSE_ALARM, BINS - 1))
 
 
-@pytest.mark.parametrize("variance", [LEAST_VARIANCE, 1e5, 2e10])
+@pytest.mark.parametrize("variance", [LEAST_VARIANCE, 2e10])
 @pytest.mark.parametrize("deviations", [1.0, 8.0])
 def test_probabilities_are_right_to_thirteen_digits(variance: float, deviations: float) -> None:
     """Against the integral of e^(v (cos x - 1)) cos(k x), to 60 digits."""
