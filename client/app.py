@@ -16,6 +16,7 @@ from client.home import Node, open_node
 from client.journal import words_for
 from client.last_look import Speaker, permitted
 from client.statistics import release_statistics
+from client.summing import answer_stage
 from client.timing import Pad
 from common import places, wire
 from common.errors import FederationError
@@ -42,6 +43,12 @@ def statistics(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Do one private round."""
     return _answer(message, context, lambda node: training.train_round(wire.decode_train_task(message), node), Pad())
+
+
+@app.train(wire.SUM_ACTION)
+def summed(message: Message, context: Context) -> Message:
+    """Take part in one stage of a sum over nodes."""
+    return _answer(message, context, lambda node: answer_stage(wire.decode_sum_task(message), node), Pad())
 
 
 @app.evaluate()

@@ -1,6 +1,6 @@
 """The egress gate: the only way out of a node.
 
-A reply is one of five types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
+A reply is one of six types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
 examples, no text of an exception. What is not on the list does not leave.
 """
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
-from common.messages import Hello, Metrics, Reason, Refusal, Statistics, Update
+from common.messages import Hello, Metrics, Reason, Refusal, Statistics, SumAnswer, Update
+from common.secagg.messages import Stage, check_reply
+from common.secagg.session import SumTerms
 
 
 def release_hello(name: str, declared_size: int) -> Hello:
@@ -61,6 +63,23 @@ def release_statistics(values: NDArray[np.float64], size: int) -> Statistics:
     if not typed or not bool(np.isfinite(values).all()):
         raise PrivacyError(f"expected {size} finite float64 statistics, got others; nothing was released")
     return Statistics(values.copy())
+
+
+def release_sum(data: bytes, stage: Stage, terms: SumTerms) -> SumAnswer:
+    """Let a reply of secure aggregation out: keys, sealed shares, a masked vector, a signature, or revealed shares.
+
+    Args:
+        data: as ``client.secagg_node`` made it.
+        stage: that was asked for.
+        terms: of the sum; only a masked vector depends on them.
+
+    Raises:
+        PrivacyError: anything but a reply of that stage; nothing is released.
+    """
+    if type(data) is not bytes:
+        raise PrivacyError("expected the bytes of a reply of secure aggregation, got others; nothing was released")
+    check_reply(stage, data, terms)
+    return SumAnswer(data)
 
 
 def release_metrics(accuracy: float, policy: Literal["none", "exact"], *, simulated: bool) -> Metrics:

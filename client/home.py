@@ -24,16 +24,18 @@ from torch import Tensor
 from client.ledger import Ledger
 from client.open_ledgers import OpenLedgers
 from client.policy import Policy
+from client.secagg_node import SumNode
 from common import places
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, source_features, source_targets
 from common.data.patients import numbered
-from common.errors import BackboneMismatchError, ConfigError
+from common.errors import BackboneMismatchError, ConfigError, PrivacyError
 from common.features import as_tensor, cached_backbone
 from common.messages import ModelSpec
-from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
+from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness, WordSource
+from common.secagg.simulated import simulated_roster, simulated_sign
 
-NODE_LOG = "nodes.log"
+NODE_LOG, SUMS = "nodes.log", "secagg"
 _in_process: ContextVar[Path | None] = ContextVar("in_process", default=None)
 _kept_open: ContextVar[OpenLedgers | None] = ContextVar("kept_open", default=None)
 
@@ -67,6 +69,10 @@ class Records:
         return as_tensor(self.features, self.rows), self.targets
 
 
+def _no_sums() -> SumNode:
+    raise PrivacyError("this node is not set up for secure aggregation; take part in runs of local trust")
+
+
 @dataclass(frozen=True)
 class Node:
     """What a round at this node needs.
@@ -82,6 +88,8 @@ class Node:
         records: computes, or finds in the cache, the features that a model needs.
         randomness: for a round's sampling and noise, in this order.
         own: the model with its backbone named as this node knows it; refuses one that nobody approved.
+        sums: this node's half of secure aggregation.
+        share_of_noise: for a round's share of the noise in a sum.
         answer_after_s: answers that records went into leave at a multiple of so many seconds; 0 for at once.
     """
 
@@ -95,6 +103,8 @@ class Node:
     records: Callable[[ModelSpec], Records]
     randomness: Callable[[int], tuple[Randomness, Randomness]]
     own: Callable[[ModelSpec], ModelSpec] = lambda model: model
+    sums: Callable[[], SumNode] = _no_sums
+    share_of_noise: Callable[[int], WordSource] = lambda _: SystemRandomness()
     answer_after_s: float = 0.0
 
 
@@ -163,11 +173,26 @@ def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], part
         declared_size=federation.units(share, privacy.unit),
         classes=federation.data.classes,
         task=federation.data.task,
-        policy=Policy(privacy.epsilon, privacy.delta, privacy.unit, metrics=config.evaluation.node_metrics),
+        policy=Policy(
+            privacy.epsilon,
+            privacy.delta,
+            privacy.unit,
+            metrics=config.evaluation.node_metrics,
+            trusts=frozenset({privacy.trust}),
+            min_colluders=privacy.most_colluders,
+        ),
         simulated=True,
         open_ledger=lambda: _simulated_ledger(run_folder, name, config),
         records=lambda model: _simulated_records(federation, share, model),
         randomness=lambda round_: _randomness(config.federation.seed, name, round_),
+        sums=lambda: SumNode(
+            name,
+            simulated_sign(name),
+            simulated_roster(federation.names),
+            run_folder / SUMS / name,
+            durable=False,
+        ),
+        share_of_noise=lambda round_: _share_of_noise(config.federation.seed, name, round_),
     )
 
 
@@ -200,6 +225,10 @@ def _randomness(seed: int | None, name: str, round_: int) -> tuple[Randomness, R
     if seed is None:
         return SystemRandomness(), SystemRandomness()
     return SeededRandomness(seed, name, round_, "sampling"), SeededRandomness(seed, name, round_, "noise")
+
+
+def _share_of_noise(seed: int | None, name: str, round_: int) -> WordSource:
+    return SystemRandomness() if seed is None else SeededRandomness(seed, name, round_, "share of noise")
 
 
 def _simulated_records(federation: Federation, share: NDArray[np.int64], model: ModelSpec) -> Records:

@@ -7,6 +7,7 @@ message. It is asked twice: in the app, and by the SuperNode's process, which an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
@@ -14,8 +15,10 @@ from flwr.app import Message, MessageType
 from client import egress
 from common import wire
 from common.errors import PrivacyError
-from common.messages import Hello, Metrics, Reason, Refusal, Reply, Statistics, Update
+from common.messages import Hello, Metrics, Reason, Refusal, Reply, Statistics, SumAnswer, Update
 from common.noised_moments import packed_size
+from common.privacy.sums import sum_terms
+from common.secagg.messages import Stage
 
 OWN_REASONS = frozenset(Reason) - {Reason.APP, Reason.ABSENT}  # those two are Flower's to say
 
@@ -61,6 +64,8 @@ def permitted(reply: object, to: Message, speaker: Speaker) -> Reply:
             model = task.offer.model
             size = packed_size(task.sketch.width, model.task, len(model.classes))
             return egress.release_statistics(reply.values, size)
+        case SumAnswer() if type(reply) is SumAnswer and kind == wire.TRAIN_SUM:
+            return _permitted_sum(reply, to)
         case Metrics() if type(reply) is Metrics and kind == MessageType.EVALUATE and speaker.exact:
             return egress.release_metrics(reply.accuracy, "exact", simulated=True)
     raise PrivacyError(
@@ -69,10 +74,17 @@ def permitted(reply: object, to: Message, speaker: Speaker) -> Reply:
     )
 
 
+def _permitted_sum(reply: SumAnswer, to: Message) -> SumAnswer:
+    """A masked vector is as long as the head that came with the question; other replies have no length to check."""
+    stage, offer = wire.decode_stage(to), wire.decode_offer(to)
+    numbers = sum(math.prod(shape) for shape in wire.head_shapes(to).values()) if stage is Stage.VECTOR else 1
+    return egress.release_sum(reply.data, stage, sum_terms(offer.terms, numbers))
+
+
 def _same(value: object, expected: str | int) -> bool:
     return type(value) is type(expected) and value == expected
 
 
 def _shown(kind: str) -> str:
-    known = {MessageType.TRAIN, MessageType.EVALUATE, wire.QUERY_HELLO, wire.QUERY_STATISTICS}
+    known = {MessageType.TRAIN, MessageType.EVALUATE, wire.QUERY_HELLO, wire.QUERY_STATISTICS, wire.TRAIN_SUM}
     return kind if kind in known else "unknown"

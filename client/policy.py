@@ -9,7 +9,7 @@ from typing import Literal
 from common.errors import PrivacyError
 from common.messages import Offer
 from common.plan_file import plan_digest, plan_in_words
-from common.privacy.plan import PrivacyPlan
+from common.privacy.plan import PrivacyPlan, PrivacyTerms
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Policy:
         backbones: SHA-256 digests of the backbones that may be used; None allows all.
         partial: whether a plan that passes ``max_epsilon`` is joined, until the last round that fits.
         plans: digests of the plans that may be joined (``common.plan_file``); None joins all that keep to the caps.
+        trusts: trust models that may be joined.
+        min_nodes: under trust ``"secagg"``, plans whose sums are over fewer nodes are refused,
+        min_colluders: and so are those that allow for fewer colluders; 0 claims nothing against other hospitals.
     """
 
     max_epsilon: float
@@ -37,6 +40,9 @@ class Policy:
     backbones: frozenset[str] | None = None
     partial: bool = False
     plans: frozenset[str] | None = None
+    trusts: frozenset[str] = frozenset({"local"})
+    min_nodes: int = 3
+    min_colluders: int = 1
 
     def accept(self, offer: Offer, declared_size: int) -> PrivacyPlan:
         """Check an offer against the policy and make this node's plan of it, before any record is read.
@@ -47,6 +53,7 @@ class Policy:
         terms = offer.terms
         if terms.unit != self.unit:
             raise PrivacyError(f"this node protects one {self.unit}, the server offers unit {terms.unit!r}; refuse it")
+        self._accept_trust(terms)
         if terms.delta != self.delta:
             raise PrivacyError(
                 f"this node accounts at delta {self.delta:g}, the server offers {terms.delta:g}; offer the node's own"
@@ -72,3 +79,20 @@ class Policy:
                 f"({plan_in_words(offer.model, terms)}); to join it, run `fedgraft node approve plan {digest}`"
             )
         return terms.for_node(declared_size)
+
+    def _accept_trust(self, terms: PrivacyTerms) -> None:
+        if terms.trust not in self.trusts:
+            raise PrivacyError(
+                f"this node takes part under {' or '.join(sorted(self.trusts))} trust, the server offers "
+                f"{terms.trust!r}; refuse it"
+            )
+        if terms.trust == "secagg" and terms.nodes < self.min_nodes:
+            raise PrivacyError(
+                f"this node wants its numbers in sums over at least {self.min_nodes} nodes, the server offers "
+                f"{terms.nodes}; wait for more"
+            )
+        if terms.trust == "secagg" and terms.colluders < self.min_colluders:
+            raise PrivacyError(
+                f"this node wants at least {self.min_colluders} colluders allowed for, the server offers "
+                f"{terms.colluders}; ask for more"
+            )

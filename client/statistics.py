@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from client import egress
 from client.home import Node, Records
 from client.ledger import Spend, StoredReply
-from client.training import accept_offer
+from client.training import accept_offer, require_local
 from common.errors import PrivacyError, ProtocolError
 from common.features import as_tensor
 from common.grafting import Layout
@@ -38,6 +38,7 @@ def release_statistics(task: StatisticsTask, node: Node) -> Statistics:
         ConfigError: the task means other classes, or another backbone, than the node's.
     """
     plan = _accept(task, node)
+    require_local(plan)
     task = replace(task, offer=replace(task.offer, model=node.own(task.offer.model)))
     model = task.offer.model
     size = packed_size(task.sketch.width, model.task, len(model.classes))

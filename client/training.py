@@ -30,7 +30,7 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
         PrivacyError: the offer is weaker than the node's policy.
         ConfigError: it means other classes than the node's.
     """
-    own, plan = _accept(offer, node)
+    own, plan = accepted(offer, node)
     make_head(own.model)  # cut, head and what of it is trained
     with node.open_ledger() as ledger:
         ledger.check_plan(plan, offer.run_id, whole=not node.policy.partial)
@@ -49,7 +49,8 @@ def train_round(task: TrainTask, node: Node) -> Update:
         ProtocolError: the plan has no such round.
         ConfigError: the task means other classes, or another backbone, than the node's.
     """
-    offer, plan = _accept(task.offer, node)
+    offer, plan = accepted(task.offer, node)
+    require_local(plan)
     task = replace(task, offer=offer)
     if not 1 <= task.round <= plan.terms.rounds:
         raise ProtocolError(f"expected a round from 1 to {plan.terms.rounds}, got {task.round}; refuse the message")
@@ -66,6 +67,18 @@ def train_round(task: TrainTask, node: Node) -> Update:
         if (settled := ledger.settle(reservation, reply)) != reply:
             update = egress.release_update(safetensors.torch.load(settled), task.head)
     return update
+
+
+def require_local(plan: PrivacyPlan) -> None:
+    """Make sure that what is released by itself has all of its noise.
+
+    Raises:
+        PrivacyError: by the plan a node's noise counts in a sum over nodes only.
+    """
+    if plan.terms.trust != "local":
+        raise PrivacyError(
+            f'a node releases by itself under trust "local" only, the plan says {plan.terms.trust!r}; ask for a sum'
+        )
 
 
 def private_update(
@@ -89,7 +102,7 @@ def private_update(
     parameters = {name: value for name, value in head.named_parameters() if value.requires_grad}
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
-        clipped = _sampled_sum(head, loss, records, plan.terms, sampling)
+        clipped = sampled_sum(head, loss, records, plan.terms, sampling)
         gradient = noisy_gradient(clipped, plan, noise)
         with torch.no_grad():
             for name, value in parameters.items():
@@ -98,7 +111,7 @@ def private_update(
     return {name: _bounded(value) for name, value in head_arrays(head).items()}
 
 
-def _sampled_sum(
+def sampled_sum(
     head: nn.Module, loss: PerUnitLoss, records: Records, terms: PrivacyTerms, sampling: Randomness
 ) -> ClippedSum:
     """The clipped sum over a Poisson sample of units; a unit is a record, or a patient with all of its records."""
@@ -128,14 +141,14 @@ def evaluate(task: EvaluateTask, node: Node) -> Metrics:
         ConfigError: the task means other classes than the node's.
     """
     egress.release_metrics(0.0, node.policy.metrics, simulated=node.simulated)
-    model = _accept(task.offer, node)[0].model
+    model = accepted(task.offer, node)[0].model
     records = node.records(model)
     head = trained_head(model, task.head)
     scores = task_named(model.task).score(head, *records.everything())
     return egress.release_metrics(scores.accuracy, node.policy.metrics, simulated=node.simulated)
 
 
-def _accept(offer: Offer, node: Node) -> tuple[Offer, PrivacyPlan]:
+def accepted(offer: Offer, node: Node) -> tuple[Offer, PrivacyPlan]:
     """The offer as this node knows its backbone, and the plan of it; or refuse it, from public constants only.
 
     The classes are compared because a head too narrow for a label fails just where a record has that label: the

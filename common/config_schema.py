@@ -20,6 +20,7 @@ KEY_ROLES = (
 )
 STRATEGIES_WITH_SERVER_LEARNING_RATE = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
 STRATEGIES_WITH_SERVER_MOMENTUM = ("fedavgm", "fedadam", "fedyogi")
+STRATEGIES_FOR_SUMS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 
 _MOST = 1_000_000  # of anything that is counted: beyond it, a slip of the finger
 _Count = Annotated[int, Field(ge=1, le=_MOST), Expected("a whole number from 1 to 1000000")]
@@ -209,7 +210,16 @@ class PrivacyConfig(_Section):
         description="What one person's protection covers: one record, or all records of a patient."
     )
     trust: Annotated[Literal["local", "secagg"], Expected('"local" or "secagg"')] = Field(
-        description="local: each node adds the noise itself, which holds against the server and everybody else."
+        description="local: each node adds all noise itself; secagg: the nodes share it out, and the server sees sums."
+    )
+    dropouts: Annotated[int | None, Field(ge=0, le=200), Expected("a whole number from 0 to 200")] = Field(
+        None, description="secagg: most nodes that may be missing from a sum. Not given: 0."
+    )
+    colluders: Annotated[int | None, Field(ge=0, le=200), Expected("a whole number from 0 to 200")] = Field(
+        None, description="secagg: most nodes that may tell the server what they know. Not given: 1."
+    )
+    largest_node: Annotated[int | None, Field(ge=1, le=2**40), Expected("a whole number of at least 1")] = Field(
+        None, description="secagg: most records, or patients, that a node may declare. Not given: 100000."
     )
     acknowledge_record_unit: Annotated[bool, Expected("true or false")] = Field(
         False, description='Confirms unit "record" for data that name patients.'
@@ -217,6 +227,29 @@ class PrivacyConfig(_Section):
     records_per_patient: Annotated[int, Field(ge=1, le=10_000), Expected("a whole number from 1 to 10000")] = Field(
         10, description='Most records of a patient in one step, drawn anew each time; for unit "patient" only.'
     )
+
+    @property
+    def most_dropouts(self) -> int:
+        """Drop-outs that a sum allows for."""
+        return self.dropouts or 0
+
+    @property
+    def most_colluders(self) -> int:
+        """Colluders that a sum allows for: a node knows its own noise, so that one is the least against other nodes."""
+        return 1 if self.colluders is None else self.colluders
+
+    @property
+    def most_declared(self) -> int:
+        """Units that a node may declare."""
+        return self.largest_node or 100_000
+
+    @field_validator("dropouts", "colluders", "largest_node")
+    @classmethod
+    def _belongs_to_sums(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Refuse a setting that local noise would ignore."""
+        if value is not None and info.data.get("trust") == "local":
+            raise ValueError('expected only beside trust "secagg", came beside trust "local"')
+        return value
 
 
 class EvaluationConfig(_Section):
@@ -273,6 +306,23 @@ class RunConfig(_Section):
             raise ValueError(
                 "evaluation.patience: expected data.validation_fraction above 0 beside it, came 0; the server needs "
                 "records of its own to stop by"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sums_fit(self) -> Self:
+        """Refuse what makes no sense where the server sees one sum a round."""
+        if self.privacy.trust != "secagg":
+            return self
+        if self.training.local_steps != 1:
+            raise ValueError(
+                f'training.local_steps: expected 1 beside privacy.trust "secagg", came {self.training.local_steps}; '
+                "a round is one step of all nodes together"
+            )
+        if self.federation.strategy not in STRATEGIES_FOR_SUMS:
+            raise ValueError(
+                f'federation.strategy: expected one of {", ".join(STRATEGIES_FOR_SUMS)} beside privacy.trust "secagg", '
+                f"came {show(self.federation.strategy)}; no other can work on one sum"
             )
         return self
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.data.records import TaskName
 from common.privacy.plan import PrivacyTerms
+from common.secagg.messages import Stage
 
 MOST_HIDDEN = 16_384
 
@@ -91,6 +92,25 @@ class TrainTask:
 
 
 @dataclass(frozen=True)
+class SumTask:
+    """One stage of a round in which the nodes' gradients are summed by secure aggregation.
+
+    Attributes:
+        offer: the run's model and privacy terms, as accepted.
+        round: 1-based.
+        stage: of the round.
+        request: the protocol's, see ``common.secagg.messages``.
+        head: the global head; empty but at the stage ``VECTOR``.
+    """
+
+    offer: Offer
+    round: int
+    stage: Stage
+    request: bytes
+    head: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class EvaluateTask:
     """Ask a node how well a head does on its own records; its metrics policy decides."""
 
@@ -141,10 +161,21 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class SumAnswer:
+    """A node's reply to a stage of a sum.
+
+    Attributes:
+        data: one of the protocol's replies, see ``common.secagg.messages``.
+    """
+
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A node's answer when it does not do what it was asked."""
 
     reason: Reason
 
 
-Reply = Hello | Update | Metrics | Statistics | Refusal
+Reply = Hello | Update | Metrics | Statistics | SumAnswer | Refusal

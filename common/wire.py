@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode, SType
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,11 +29,14 @@ from common.messages import (
     Refusal,
     Reply,
     Statistics,
+    SumAnswer,
+    SumTask,
     TrainTask,
     Update,
 )
 from common.noised_moments import Sketch, StatisticsTask
 from common.privacy.plan import PrivacyTerms
+from common.secagg.messages import Stage
 
 Number = TypeVar("Number", int, float)
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
@@ -55,6 +58,9 @@ HELLO_ACTION = "hello"
 QUERY_HELLO = f"query.{HELLO_ACTION}"
 STATISTICS_ACTION = "statistics"
 QUERY_STATISTICS = f"query.{STATISTICS_ACTION}"
+SUM_ACTION = "sum"
+TRAIN_SUM = f"{MessageType.TRAIN}.{SUM_ACTION}"
+STAGE, REQUEST, SUMMED = "stage", "request", "summed"
 
 
 class _Terms(BaseModel):
@@ -103,6 +109,16 @@ def encode_statistics_task(task: StatisticsTask) -> ConfigRecord:
         "sketch": asdict(task.sketch),
     }
     return ConfigRecord({TASK: json.dumps(body)})
+
+
+def encode_sum_task(task: SumTask) -> RecordDict:
+    """Put a stage of a sum into the content of a message."""
+    config = encode_task(task.offer)
+    config[STAGE], config[ROUND] = task.stage.value, task.round
+    content = RecordDict({CONFIG: config, REQUEST: _encode_bytes(task.request)})
+    if task.head:
+        content[ARRAYS] = encode_head(task.head)
+    return content
 
 
 def encode_head(head: Mapping[str, Tensor]) -> ArrayRecord:
@@ -182,6 +198,26 @@ def decode_statistics_task(message: Message) -> StatisticsTask:
     return StatisticsTask(parsed.offer(), parsed.candidate, Sketch(parsed.sketch.seed, parsed.sketch.width))
 
 
+def decode_sum_task(message: Message) -> SumTask:
+    """Read a stage of a sum; errors as in ``decode_train_task``."""
+    stage = decode_stage(message)
+    return SumTask(
+        offer=_parse(message)[0],
+        round=_number(record(message.content, CONFIG, ConfigRecord), ROUND, int),
+        stage=stage,
+        request=_request(message),
+        head=decode_head(_arrays(message)) if stage is Stage.VECTOR else {},
+    )
+
+
+def decode_stage(message: Message) -> Stage:
+    """Which stage of a sum a message asks for; errors as in ``decode_offer``."""
+    try:
+        return Stage(str(record(message.content, CONFIG, ConfigRecord)[STAGE]))
+    except (KeyError, ValueError) as error:
+        raise _no_task() from error
+
+
 def encode_reply(reply: Reply, to: Message) -> Message:
     """Turn what the egress gate let through into a Flower message."""
     match reply:
@@ -193,6 +229,8 @@ def encode_reply(reply: Reply, to: Message) -> Message:
             content = RecordDict({"metrics": MetricRecord({"accuracy": accuracy})})
         case Statistics(values=values):
             content = RecordDict({STATISTICS: ArrayRecord({STATISTICS: Array(values)})})
+        case SumAnswer(data=data):
+            content = RecordDict({SUMMED: _encode_bytes(data)})
         case Refusal(reason=reason):
             content = RecordDict({"refusal": ConfigRecord({"reason": reason.value})})
     return Message(content, reply_to=to)
@@ -217,6 +255,8 @@ def decode_reply(message: Message) -> Reply:
             return Metrics(_number(record(content, "metrics", MetricRecord), "accuracy", float))
         if STATISTICS in content:
             return Statistics(_decode_statistics(record(content, STATISTICS, ArrayRecord)))
+        if SUMMED in content:
+            return SumAnswer(_decode_bytes(record(content, SUMMED, ArrayRecord)))
         return Update(decode_head(record(content, ARRAYS, ArrayRecord)))
     except ProtocolError:
         raise
@@ -254,6 +294,24 @@ def _decode_statistics(arrays: ArrayRecord) -> NDArray[np.float64]:
     if values.dtype != np.float64 or values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError("not a vector of finite numbers")
     return np.array(values)
+
+
+def _request(message: Message) -> bytes:
+    try:
+        return _decode_bytes(record(message.content, REQUEST, ArrayRecord))
+    except Exception as error:
+        raise _no_task() from error
+
+
+def _encode_bytes(data: bytes) -> ArrayRecord:
+    return ArrayRecord({SUMMED: Array(np.frombuffer(data, dtype=np.uint8))})
+
+
+def _decode_bytes(arrays: ArrayRecord) -> bytes:
+    values = _read_npy(arrays[SUMMED].data)
+    if values.dtype != np.uint8 or values.ndim != 1:
+        raise ValueError("not bytes")
+    return values.tobytes()
 
 
 def _array(values: NDArray[np.float32]) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     Bulyan,
     FedAdagrad,
@@ -106,6 +106,21 @@ def aggregate(
     weighted = [_with_weight(reply, weights[reply.metadata.src_node_id]) for reply in replies]
     arrays, _ = strategy.aggregate_train(round_, weighted)
     return None if arrays is None else wire.decode_head(arrays)
+
+
+def apply_step(strategy: FedAvg, round_: int, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Let a strategy's optimiser make the next global head of one step that all nodes took together.
+
+    Args:
+        strategy: as it configured this round.
+        round_: 1-based.
+        head: the global head after the plain step.
+    """
+    content = RecordDict({wire.ARRAYS: wire.encode_head(head)})
+    step = _with_weight(Message(content, dst_node_id=0, message_type=MessageType.TRAIN), 1.0)
+    arrays, _ = strategy.aggregate_train(round_, [step])
+    assert arrays is not None  # of the strategies that a configuration allows, none wants more than one
+    return wire.decode_head(arrays)
 
 
 def strategy_state(strategy: FedAvg) -> dict[str, NDArray[np.floating[Any]]]:

@@ -13,14 +13,15 @@ from flwr.serverapp.strategy import FedAvg
 from common import durable
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, held_by_server
-from common.errors import FederationError
+from common.errors import FederationError, PrivacyError
 from common.messages import EvaluateTask
+from common.secagg.simulated import simulated_roster
 from server.aggregation import build_strategy
 from server.checkpoints import RunStore
 from server.coordinator import Proposal, propose
 from server.link import Link
 from server.outcome import conclude
-from server.rounds import run_rounds
+from server.rounds import PlayRound, RoundPlan, run_rounds
 from server.run_folder import (
     FAILURE,
     alone_in,
@@ -31,6 +32,7 @@ from server.run_folder import (
     run_folder,
     run_identity,
 )
+from server.sum_rounds import SumRounds
 
 app = ServerApp()
 
@@ -65,6 +67,11 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
     Raises:
         FederationError: as the parts raise it; what was saved stays.
     """
+    if config.privacy.trust != "local":
+        raise PrivacyError(
+            f"expected privacy.trust local for real nodes, came {config.privacy.trust}, which is built for simulations "
+            'so far; choose trust = "local"'
+        )
     federation = held_by_server(config)
     proposal = _begun(config, folder, federation)
     plan = replace(proposal.plan, nodes=len(named))
@@ -90,10 +97,16 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
     plan = proposal.plan if nodes is None else replace(proposal.plan, nodes=nodes)
     strategy = strategy_of(config)
     link, store = Link(grid), RunStore(folder, plan.offer.run_id)
-    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch)
+    play = _play(plan, store)
+    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, play)
     if config.evaluation.node_metrics == "exact":
         accuracies = link.accuracies(EvaluateTask(plan.offer, final.head))
         durable.write_json(folder / "node_metrics.json", accuracies)
+
+
+def _play(plan: RoundPlan, store: RunStore) -> PlayRound | None:
+    """How a simulated round is played; None as usual."""
+    return SumRounds(store, simulated_roster) if plan.offer.terms.trust == "secagg" else None
 
 
 def _begun(config: RunConfig, folder: Path, federation: Federation) -> Proposal:

@@ -83,7 +83,8 @@ def offer_of(config: RunConfig, run_id: str, federation: Federation) -> Offer:
     """What the nodes of a run are offered; errors as in ``propose``."""
     check_unit(config, federation)
     model = model_spec(config, federation.data)
-    return Offer(run_id, model, privacy_terms(config, classifier_width(model), model.task))
+    nodes = len(federation.shares) or config.federation.nodes
+    return Offer(run_id, model, privacy_terms(config, classifier_width(model), model.task, nodes))
 
 
 def _scorer(federation: Federation, model: ModelSpec, rows: NDArray[np.int64]) -> Evaluate:
@@ -126,19 +127,22 @@ def model_spec(config: RunConfig, data: LocalData) -> ModelSpec:
     )
 
 
-def privacy_terms(config: RunConfig, features: int, task: str = "classification") -> PrivacyTerms:
+def privacy_terms(
+    config: RunConfig, features: int, task: str = "classification", nodes: int | None = None
+) -> PrivacyTerms:
     """The privacy section as terms, with the least noise that keeps epsilon after the last step.
 
     Args:
         config: of the run.
         features: how many the classifier is given, which a default clipping norm depends on.
         task: what is learnt, which it depends on, too.
+        nodes: in the federation; None for ``federation.nodes``.
 
     Raises:
         PrivacyError: the section asks for what cannot be promised.
     """
     privacy, steps = config.privacy, config.federation.rounds * config.training.local_steps
-    clipping_norm = privacy.clipping_norm
+    clipping_norm, summed = privacy.clipping_norm, privacy.trust == "secagg"
     return PrivacyTerms(
         unit=privacy.unit,
         trust=privacy.trust,
@@ -149,6 +153,10 @@ def privacy_terms(config: RunConfig, features: int, task: str = "classification"
         noise_multiplier=noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps),
         delta=privacy.delta,
         records_per_unit=privacy.records_per_patient if privacy.unit == "patient" else 1,
+        nodes=(config.federation.cohort or nodes or config.federation.nodes) if summed else 0,
+        dropouts=privacy.most_dropouts if summed else 0,
+        colluders=privacy.most_colluders if summed else 0,
+        largest_node=privacy.most_declared if summed else 0,
     )
 
 

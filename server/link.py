@@ -17,8 +17,21 @@ from torch import Tensor
 
 from common import wire
 from common.errors import PrivacyError, ProtocolError
-from common.messages import EvaluateTask, Hello, Metrics, Offer, Reason, Refusal, Reply, Statistics, Update
+from common.messages import (
+    EvaluateTask,
+    Hello,
+    Metrics,
+    Offer,
+    Reason,
+    Refusal,
+    Reply,
+    Statistics,
+    SumAnswer,
+    SumTask,
+    Update,
+)
 from common.noised_moments import StatisticsTask, packed_size
+from common.secagg.messages import MOST_MESSAGE_BYTES
 from server.intake import SLACK_BYTES, take
 
 JOIN_TIMEOUT_S = 120.0
@@ -151,6 +164,31 @@ class Link:
             if isinstance(reply, Unfit):
                 unfit[name] = reply.why
         return Answers(dict(sorted(updates.items())), dict(sorted(failed.items())), dict(sorted(unfit.items())))
+
+    def sum_answers(self, tasks: Mapping[str, SumTask], vector_bytes: int) -> tuple[dict[str, bytes], dict[str, str]]:
+        """Ask nodes for their part in one stage of a sum.
+
+        Args:
+            tasks: node name to what it is asked.
+            vector_bytes: of a masked vector, the largest of all replies.
+
+        Returns:
+            Node name to the reply's bytes, and to the reason where there is none.
+        """
+        name_of = {self.members[name].node_id: name for name in tasks}
+        messages = [
+            Message(wire.encode_sum_task(task), dst_node_id=self.members[name].node_id, message_type=wire.TRAIN_SUM)
+            for name, task in tasks.items()
+        ]
+        found: dict[str, bytes] = {}
+        failed = dict.fromkeys(tasks, "no reply")
+        for node_id, message in self._exchange(messages, SLACK_BYTES + MOST_MESSAGE_BYTES + vector_bytes):
+            reply, name = _decode(message), name_of[node_id]
+            failed[name] = _reason(reply)
+            if isinstance(reply, SumAnswer):
+                found[name] = reply.data
+                del failed[name]
+        return found, failed
 
     def accuracies(self, task: EvaluateTask) -> dict[str, float]:
         """Ask every member how well a head does on its own records; those whose policy forbids it are left out."""

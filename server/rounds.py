@@ -16,6 +16,7 @@ from common import wire
 from common.errors import PrivacyError, ProtocolError
 from common.messages import Offer, Reason
 from common.privacy.accountant import epsilon_by_round
+from common.privacy.plan import NOISE_RANGE
 from common.tasks import Scores
 from server.aggregation import aggregate, restore_strategy, strategy_state
 from server.checkpoints import Checkpoint, Line, RunStore, read_lines
@@ -56,6 +57,9 @@ class RoundPlan:
         return self.offer.terms.rounds
 
 
+PlayRound = Callable[[Checkpoint, RoundPlan, Link, FedAvg, Evaluate, Mapping[str, Evaluate]], Checkpoint]
+
+
 def run_rounds(
     plan: RoundPlan,
     link: Link,
@@ -64,6 +68,7 @@ def run_rounds(
     start: dict[str, Tensor],
     evaluate: Evaluate,
     watch: Mapping[str, Evaluate] = NOTHING,
+    play: PlayRound | None = None,
 ) -> Checkpoint:
     """Run, or continue, a federation to its last round, or until its patience ends.
 
@@ -75,6 +80,7 @@ def run_rounds(
         start: the head before the first round.
         evaluate: scores a head on the server's own held-out records.
         watch: scores it on others, by their name; nothing but ``"validation"`` decides when to stop.
+        play: plays a round; None is ``run_round``, for trust ``"local"``.
 
     Returns:
         The state after the last round.
@@ -95,7 +101,7 @@ def run_rounds(
             link.offer(plan.offer)  # to those that have come since
             cohort = choose_cohort(link.members, plan.cohort, plan.seed, state.round + 1)
             store.note_asked(state.round + 1, [member.name for member in cohort])
-        state = run_round(state, plan, link, strategy, evaluate, watch)
+        state = (play or run_round)(state, plan, link, strategy, evaluate, watch)
         store.save(state)
     return state
 
@@ -145,7 +151,7 @@ def run_round(
     due = round_ % plan.evaluate_every == 0 or round_ == plan.rounds
     scores = evaluate(head) if due else None
     line = _line(round_, scores, answers, participation, plan, state.head)
-    line |= _watched(head, watch if due else NOTHING) | {"seconds": time.perf_counter() - began}
+    line |= watched(head, watch if due else NOTHING) | {"seconds": time.perf_counter() - began}
     return Checkpoint(round_, head, strategy_state(strategy), participation, line)
 
 
@@ -158,7 +164,18 @@ def learning_rate(plan: RoundPlan, members: Iterable[Member], head: Mapping[str,
     weights = [_weight(member, plan.weighting) for member in nodes]
     sizes = [member.declared_size for member in nodes]
     terms, model = plan.offer.terms, plan.offer.model
+    if terms.trust == "secagg":
+        return _rate_of_sums(plan, parameters, sizes)
     return default_learning_rate(terms, parameters, sizes, weights, plan.cohort, model.head, model.train)
+
+
+def _rate_of_sums(plan: RoundPlan, parameters: int, sizes: list[int]) -> float:
+    """As of one node that holds all records of a cohort; the shares of all nodes are in its noise."""
+    terms, model, asked = plan.offer.terms, plan.offer.model, plan.cohort or len(sizes)
+    shares = asked / (terms.nodes - terms.dropouts - terms.colluders)
+    noised = replace(terms, noise_multiplier=min(NOISE_RANGE[1], terms.noise_multiplier * math.sqrt(shares)))
+    records = round(sum(sizes) * asked / len(sizes))
+    return default_learning_rate(noised, parameters, [records], [1.0], None, model.head, model.train)
 
 
 def choose_cohort(members: Mapping[str, Member], size: int | None, seed: int, round_: int) -> list[Member]:
@@ -181,6 +198,11 @@ def _check_members(link: Link, plan: RoundPlan) -> None:
         raise ProtocolError(
             f"expected at least {plan.cohort} nodes (federation.cohort), only {len(link.members)} accepted the offer; "
             "lower federation.cohort or see the nodes' logs"
+        )
+    if len(link.members) < plan.offer.terms.nodes:
+        raise ProtocolError(
+            f"expected at least {plan.offer.terms.nodes} nodes for a sum, only {len(link.members)} accepted the offer; "
+            "see the nodes' logs"
         )
 
 
@@ -208,7 +230,7 @@ def _line(
     return {
         "round": round_,
         "accuracy": None if scores is None else scores.accuracy,
-        "loss": None if scores is None else _finite(scores.loss),
+        "loss": None if scores is None else finite(scores.loss),
         "epsilon": epsilon_by_round(plan.offer.terms)[max(participation.values())],
         "nodes": len(answers.updates),
         "failed": dict(answers.failed),
@@ -219,16 +241,17 @@ def _line(
     }
 
 
-def _watched(head: dict[str, Tensor], watch: Mapping[str, Evaluate]) -> Line:
+def watched(head: dict[str, Tensor], watch: Mapping[str, Evaluate]) -> Line:
     """Accuracy and loss on the records that are watched, each under their name."""
     line: Line = {}
     for name, evaluate in watch.items():
         scores = evaluate(head)
-        line |= {f"{name}_accuracy": scores.accuracy, f"{name}_loss": _finite(scores.loss)}
+        line |= {f"{name}_accuracy": scores.accuracy, f"{name}_loss": finite(scores.loss)}
     return line
 
 
-def _finite(loss: float) -> float | None:
+def finite(loss: float) -> float | None:
+    """A loss as JSON can hold it."""
     return loss if math.isfinite(loss) else None
 
 

@@ -27,6 +27,13 @@ from simulations.without_privacy import train_without_privacy
 
 RAW_PIXELS = 32  # side of the largest image that is taken as it is
 
+BY_ITSELF = {
+    "trust": "local",
+    "dropouts": None,
+    "colluders": None,
+    "largest_node": None,
+}  # a node has no one to sum with
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -90,7 +97,8 @@ def _untrained(config: RunConfig) -> str:
 
 
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    return _one_federation(changed(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}), folder)
+    alone = changed(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}, privacy=BY_ITSELF)
+    return _one_federation(alone, folder)
 
 
 def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
@@ -105,7 +113,7 @@ def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress:
 
 
 def _local(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    alone = changed(config, federation={"cohort": None})
+    alone = changed(config, federation={"cohort": None}, privacy=BY_ITSELF)
     names = preflight.federation.names
     scores = {}
     for partition, name in enumerate(names):

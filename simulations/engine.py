@@ -29,12 +29,14 @@ import client.app
 import server.app
 from client.home import simulated_in_process
 from client.open_ledgers import OpenLedgers, room_for_files
+from common import wire
 from common.config import RunConfig, to_flat
 from common.grafting import threads
 from simulations.workers import Worker, workers_for
 
 RUN_ID = 1
 FIRST_NODE_ID = 1000
+TRAINING = (MessageType.TRAIN, wire.TRAIN_SUM)
 AT_ONCE = 32  # messages handed to a worker at a time
 
 
@@ -123,7 +125,7 @@ class InProcessGrid(Grid):
         """Messages in portions, as large as all processes together are given at a time."""
         waiting, most = iter(messages), AT_ONCE * (1 + self._wanted)
         while some := list(itertools.islice(waiting, most)):
-            if len(self._workers) < self._wanted and some[0].metadata.message_type == MessageType.TRAIN:
+            if len(self._workers) < self._wanted and some[0].metadata.message_type in TRAINING:
                 self._fork()
             yield some
 

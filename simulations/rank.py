@@ -222,6 +222,11 @@ def _terms(config: RunConfig, federation: Federation, epsilon: float, candidates
             f"private ranking clips record by record, and would not protect one {privacy.unit}; rank with "
             '--set privacy.unit="record" on data that may be released so, or on other data'
         )
+    if privacy.trust != "local":
+        raise PrivacyError(
+            f"private ranking adds all noise at each node, privacy.trust is {privacy.trust!r}; rank with --set "
+            'privacy.trust="local"'
+        )
     if epsilon > privacy.epsilon:
         raise PrivacyError(
             f"--epsilon must be at most privacy.epsilon = {privacy.epsilon:g}, the cap of every node's ledger, got "

@@ -21,6 +21,7 @@ from common.features import cached_backbone
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.plan import PrivacyTerms
 from common.privacy.statement import Statement
+from common.privacy.sums import epsilon_against_model
 from common.tasks import Scores
 from server.checkpoints import Checkpoint, Line
 from simulations.baselines import World
@@ -122,12 +123,18 @@ def mean_result(results: list[Result]) -> Result:
     accuracies = {name: [result["accuracy"][name] for result in results] for name in first["accuracy"]}
     epsilons = [result["privacy"]["epsilon_per_node"] for result in results]
     worst = {name: max(epsilon.get(name, 0.0) for epsilon in epsilons) for name in epsilons[0]}
+    of_model = [result["privacy"].get("epsilon_against_model_per_node", {}) for result in results]
+    against_model = {name: max(each.get(name, 0.0) for each in of_model) for name in of_model[0]}
     return {
         **first,
         "accuracy": {name: _mean(values) for name, values in accuracies.items()},
         "accuracy_std": {name: _std(values) for name, values in accuracies.items()},
         "metrics": {name: _mean([result["metrics"][name] for result in results]) for name in first["metrics"]},
-        "privacy": {**first["privacy"], "epsilon_per_node": worst},
+        "privacy": {
+            **first["privacy"],
+            "epsilon_per_node": worst,
+            **({"epsilon_against_model_per_node": against_model} if against_model else {}),
+        },
         "timing_s": {name: _sum([result["timing_s"][name] for result in results]) for name in first["timing_s"]},
         "open_reservations": _all_open(results),
         "seeds": [result["seed"] for result in results],
@@ -170,6 +177,20 @@ def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder:
         "relation": terms.relation,
         "noise_source": "seeded" if seeded else "system",
         "epsilon_is_guarantee": not seeded and not exact,  # exact metrics have left the nodes without noise
+        **(_of_sums(terms, statements) if terms.trust == "secagg" else {}),
+    }
+
+
+def _of_sums(terms: PrivacyTerms, statements: Mapping[str, Statement]) -> dict[str, Any]:
+    """What the sums allow for, and the smaller of the two figures; ``epsilon_per_node`` is against the server."""
+    return {
+        "nodes": terms.nodes,
+        "dropouts": terms.dropouts,
+        "colluders": terms.colluders,
+        "epsilon_against_model_per_node": {
+            name: epsilon_against_model(terms, min(statement.steps, terms.rounds))
+            for name, statement in statements.items()
+        },
     }
 
 

@@ -10,11 +10,15 @@ from typing import Any
 
 from common.errors import PrivacyError, ProtocolError
 from common.privacy.canonical import canonical_json, sha256_hex
+from common.secagg.session import LEAST_NODES, SumTerms
 
 RELATION = "add-or-remove-one"
 UNITS = ("record", "patient")
+TRUSTS = ("local", "secagg")
 MAX_RECORDS = 10_000
 MAX_STEPS = 1_000_000
+MOST_NODES = 200
+LARGEST_NODE = 2**40
 SMALLEST_RATE = 1e-6
 NOISE_RANGE = (0.01, 100_000.0)
 
@@ -25,18 +29,24 @@ class PrivacyTerms:
 
     Attributes:
         unit: what is protected as a whole: one ``"record"``, or one ``"patient"`` with all of its records.
-        trust: against whom; ``"local"`` means against everybody outside the node.
+        trust: against whom; ``"local"`` means against everybody outside the node, by its own noise; ``"secagg"``
+            against all who see sums over nodes only, by the noise in those: the server, with colluders, included.
         sampling_rate: q, probability with which each unit joins a step's batch, independently (Poisson), 0 < q <= 1.
         rounds: number of rounds.
         steps_per_round: noised gradient steps within a round.
         clipping_norm: C, L2 bound of one unit's gradient.
-        noise_multiplier: sigma, standard deviation of the noise divided by C.
+        noise_multiplier: sigma, standard deviation of the noise divided by C; under ``"secagg"`` of that noise in a sum
+            which server and colluders do not know.
         delta: probability of the guarantee failing, 0 < delta < 1.
         relation: neighbouring relation; ``"add-or-remove-one"`` unit.
         records_per_unit: most records of a unit that join a step, drawn anew each time; 1 for the unit ``"record"``.
+        nodes: n, the fewest that a sum is begun with; this and what follows under ``"secagg"`` only, else 0.
+        dropouts: most of n that may be missing from a sum.
+        colluders: most nodes that may tell the server what they know.
+        largest_node: most units that a node may declare, for which the range of the sums is made.
 
     Raises:
-        PrivacyError: a value outside its range, or a unit or trust model that is not built yet.
+        PrivacyError: a value outside its range, or terms under which a sum would protect too little.
     """
 
     unit: str
@@ -49,11 +59,15 @@ class PrivacyTerms:
     delta: float
     relation: str = RELATION
     records_per_unit: int = 1
+    nodes: int = 0
+    dropouts: int = 0
+    colluders: int = 0
+    largest_node: int = 0
 
     def __post_init__(self) -> None:
         """Refuse nonsense before anything is computed from it."""
         _require_choice("unit", self.unit, *UNITS)
-        _require_choice("trust", self.trust, "local")
+        _require_choice("trust", self.trust, *TRUSTS)
         _require_choice("relation", self.relation, RELATION)
         _require_between("records_per_unit", self.records_per_unit, 1, MAX_RECORDS if self.unit == "patient" else 1)
         _require_between("sampling_rate", self.sampling_rate, SMALLEST_RATE, 1.0)
@@ -63,11 +77,36 @@ class PrivacyTerms:
         _require_between("rounds", self.rounds, 1, MAX_STEPS)
         _require_between("steps_per_round", self.steps_per_round, 1, MAX_STEPS)
         _require_between("rounds x steps_per_round", self.steps, 1, MAX_STEPS)
+        self._check_sums()
+
+    def _check_sums(self) -> None:
+        if self.trust != "secagg":
+            for name in _OF_SUMS:
+                _require_between(name, getattr(self, name), 0, 0)
+            return
+        _require_between("steps_per_round", self.steps_per_round, 1, 1)
+        _require_between("nodes", self.nodes, LEAST_NODES, MOST_NODES)
+        _require_between("dropouts", self.dropouts, 0, self.nodes)
+        _require_between("colluders", self.colluders, 0, self.nodes)
+        _require_between("largest_node", self.largest_node, 1, LARGEST_NODE)
+        SumTerms(nodes=self.nodes, dropouts=self.dropouts, colluders=self.colluders, modulus_bits=8, length=1)
 
     @property
     def steps(self) -> int:
         """T, noised gradient steps in the whole plan."""
         return self.rounds * self.steps_per_round
+
+    @property
+    def model_noise_multiplier(self) -> float:
+        """Of the noise against whoever sees the model, or the sums, and knows no node's noise; at least so much.
+
+        Under ``"secagg"`` all survivors' shares count, of which those of the honest are worth sigma. As the honest
+        shares' variance is (sigma D)^2 + 1 or more, s of h shares are worth sqrt(s / h) sigma.
+        """
+        if self.trust != "secagg":
+            return self.noise_multiplier
+        survivors = self.nodes - self.dropouts
+        return self.noise_multiplier * math.sqrt(survivors / (survivors - self.colluders)) * (1 - 1e-12)
 
     @cached_property
     def digest(self) -> str:
@@ -76,7 +115,7 @@ class PrivacyTerms:
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Plain values, numbers in their canonical type; ``from_dict`` reads them back."""
-        return {name: kind(getattr(self, name)) for name, kind in _types(self.unit).items()}
+        return {name: kind(getattr(self, name)) for name, kind in _types(self.unit, self.trust).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrivacyTerms:
@@ -86,7 +125,7 @@ class PrivacyTerms:
             ProtocolError: a key is missing, unknown, or of another type.
             PrivacyError: the values promise nothing sensible.
         """
-        types = _types(values.get("unit"))
+        types = _types(values.get("unit"), values.get("trust"))
         _require_keys(values, set(types), "privacy terms")
         return cls(**{name: _typed(name, values[name], kind) for name, kind in types.items()})
 
@@ -119,6 +158,11 @@ class PrivacyPlan:
             raise PrivacyError(
                 f"privacy.delta must be at most 1/{self.declared_size} = {1 / self.declared_size:.3g} (one over the "
                 f"declared size), got {self.terms.delta:.3g}; choose a smaller delta"
+            )
+        if self.terms.trust == "secagg" and self.declared_size > self.terms.largest_node:
+            raise PrivacyError(
+                f"privacy.largest_node must be at least the declared size of every node, {self.declared_size} here, "
+                f"got {self.terms.largest_node}; raise it"
             )
 
     @property
@@ -155,13 +199,21 @@ _TYPES: dict[str, type] = {
     "delta": float,
     "relation": str,
     "records_per_unit": int,
+    "nodes": int,
+    "dropouts": int,
+    "colluders": int,
+    "largest_node": int,
 }
+_OF_SUMS = ("nodes", "dropouts", "colluders", "largest_node")
 assert set(_TYPES) == {field.name for field in fields(PrivacyTerms)}
 
 
-def _types(unit: object) -> dict[str, type]:
-    """The keys of terms; ledgers of records are as old as the project, and have no number of records a unit."""
-    return {name: kind for name, kind in _TYPES.items() if unit == "patient" or name != "records_per_unit"}
+def _types(unit: object, trust: object) -> dict[str, type]:
+    """The keys of terms; ledgers of records are as old as the project, and have none that came later."""
+    without = set() if unit == "patient" else {"records_per_unit"}
+    if trust != "secagg":
+        without.update(_OF_SUMS)
+    return {name: kind for name, kind in _TYPES.items() if name not in without}
 
 
 def _require_choice(name: str, value: str, *allowed: str) -> None:

@@ -101,6 +101,10 @@ def plan_differences(config: RunConfig, plan: AcceptedPlan) -> list[str]:
     ]
     if terms.unit == privacy.unit == "patient":
         pairs.append(("privacy.records_per_patient", terms.records_per_unit, privacy.records_per_patient))
+    if terms.trust == privacy.trust == "secagg":
+        pairs.append(("privacy.dropouts", terms.dropouts, privacy.most_dropouts))
+        pairs.append(("privacy.colluders", terms.colluders, privacy.most_colluders))
+        pairs.append(("privacy.largest_node", terms.largest_node, privacy.most_declared))
     if privacy.clipping_norm != "auto":
         pairs.append(("privacy.clipping_norm", terms.clipping_norm, float(privacy.clipping_norm)))
     wrong = [_difference(key, ours, asked) for key, ours, asked in pairs if ours != asked]

@@ -23,7 +23,7 @@ class World:
 
 
 WORLDS = (
-    World(FEDERATED, "Federated", "this run: the nodes train one head together, each adding its own noise"),
+    World(FEDERATED, "Federated", "this run: the nodes train one head together, each adding noise"),
     World("no_dp", "No privacy", "the same federation without clipping and noise", private=False),
     World("pooled", "Pooled", "all records in one place, one training at the same ε"),
     World("local_mean", "Node alone", "each node trains by itself at the same ε; the mean over nodes"),

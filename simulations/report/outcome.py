@@ -153,6 +153,7 @@ def plan_table(facts: Facts) -> Markup:
             wording.epsilon(wording.worst_epsilon(facts)),
             "from the nodes' ledgers, at that δ and unit",
         ),
+        *sums_rows(facts),
         (
             "Noise multiplier σ",
             wording.plain(number("privacy", "noise_multiplier")),
@@ -170,6 +171,27 @@ def plan_table(facts: Facts) -> Markup:
     ]
     cells = [[name, value or wording.NOT_COMPUTED, meaning] for name, value, meaning in rows]
     return table("The privacy plan, as every node accounted for it", ["Constant", "Value", "Meaning"], cells)
+
+
+def sums_rows(facts: Facts) -> list[tuple[str, str | None, str]]:
+    """List what the sums of secure aggregation allow for, and the figure against whoever sees the model only."""
+    if facts.text("privacy", "trust") != "secagg":
+        return []
+    against_model = max(facts.numbers("privacy", "epsilon_against_model_per_node").values(), default=None)
+    return [
+        (
+            "ε against the model's readers, worst node",
+            wording.epsilon(against_model),
+            "who know no node's noise, at that δ and unit; the ε above is against server and colluders together",
+        ),
+        ("Nodes in a sum", wording.whole(facts.number("privacy", "nodes")), "the fewest that a round begins with"),
+        (
+            "Drop-outs allowed for",
+            wording.whole(facts.number("privacy", "dropouts")),
+            "with more, a round is discarded",
+        ),
+        ("Colluders allowed for", wording.whole(facts.number("privacy", "colluders")), "whose noise does not count"),
+    ]
 
 
 def mistakes(run: Run) -> Markup:

@@ -14,8 +14,9 @@ AGAINST = {
         "trusted with what was there before the noise (“local trust”)."
     ),
     "secagg": (
-        "Against everybody who sees only sums over nodes, the server included, as long as secure aggregation was "
-        "carried out honestly: one node's update by itself carries too little noise to be safe (“secagg trust”)."
+        "Against everybody who sees only sums over nodes, the server included, together with as many nodes as the "
+        "plan allows for colluders, and no more: one node's update by itself carries too little noise to be safe "
+        "(“secagg trust”). Where noise is shared out, a node knows its own share of it."
     ),
 }
 UNIT = {

@@ -14,6 +14,7 @@ from common.errors import PrivacyError, ProtocolError
 from common.privacy.plan import PrivacyPlan, PrivacyTerms
 
 TERMS = PrivacyTerms("record", "local", 0.2, 30, 1, 1.0, 2.0, 1e-5)
+SUMS: dict[str, Any] = {"trust": "secagg", "nodes": 5, "dropouts": 1, "colluders": 1, "largest_node": 1000}
 
 terms = st.builds(
     PrivacyTerms,
@@ -56,6 +57,44 @@ def test_patients_have_a_number_of_records_and_records_have_none() -> None:
         PrivacyTerms.from_dict({**TERMS.to_dict(), "records_per_unit": 5})
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"nodes": 0}, "nodes"),
+        ({"nodes": 2}, "nodes"),
+        ({"nodes": 201}, "nodes"),
+        ({"dropouts": -1}, "dropouts"),
+        ({"dropouts": 2}, "drop-outs"),
+        ({"colluders": 4}, "colluders"),
+        ({"largest_node": 0}, "largest_node"),
+        ({"steps_per_round": 2}, "steps_per_round"),
+    ],
+)
+def test_sums_that_protect_too_little_are_refused(change: dict[str, Any], said: str) -> None:
+    assert replace(TERMS, **SUMS).nodes == 5
+    with pytest.raises(PrivacyError, match=said):
+        replace(TERMS, **{**SUMS, **change})
+
+
+def test_sums_have_a_cohort_and_what_a_node_releases_by_itself_has_none() -> None:
+    summed = replace(TERMS, **SUMS)
+    assert PrivacyTerms.from_dict(summed.to_dict()) == summed
+    assert summed.to_dict()["colluders"] == 1
+    assert "colluders" not in TERMS.to_dict()  # ledgers of local trust stay readable
+    assert summed.digest != replace(summed, colluders=0).digest
+    with pytest.raises(ProtocolError, match="colluders"):
+        PrivacyTerms.from_dict({**TERMS.to_dict(), "trust": "secagg"})
+    with pytest.raises(ProtocolError, match="colluders"):
+        PrivacyTerms.from_dict({**TERMS.to_dict(), "colluders": 0})
+
+
+def test_a_node_larger_than_the_sums_are_made_for_has_no_plan() -> None:
+    summed = replace(TERMS, **SUMS)
+    assert summed.for_node(1000).declared_size == 1000
+    with pytest.raises(PrivacyError, match="largest_node"):
+        summed.for_node(1001)
+
+
 def test_the_declared_size_is_part_of_the_plans_digest() -> None:
     assert TERMS.for_node(100).digest != TERMS.for_node(101).digest
 
@@ -71,7 +110,9 @@ def test_the_divisor_is_a_public_constant() -> None:
         {"unit": "person"},
         {"records_per_unit": 2},
         {"unit": "patient", "records_per_unit": 0},
-        {"trust": "secagg"},
+        {"trust": "trusted server"},
+        {"nodes": 5},
+        {"colluders": 1},
         {"relation": "replace-one"},
         {"sampling_rate": 0.0},
         {"sampling_rate": 1.01},

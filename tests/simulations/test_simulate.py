@@ -246,7 +246,7 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "unknown cut": ({"model": {"backbone": "pixels/8", "cut": "pixel"}}, "did you mean 'pixels'"),
     "missing file": ({"data": {"source": "/nowhere/images.npz"}}, "nowhere"),
     "patients that nobody names": ({"privacy": {"unit": "patient"}}, "needs data that name patients"),
-    "trust that is not built": ({"privacy": {"trust": "secagg"}}, "trust"),
+    "sums over two nodes": ({"privacy": {"trust": "secagg"}, "federation": {"nodes": 2}}, "privacy.nodes"),
     "empty nodes": ({"federation": {"nodes": 200}, "data": {"partition": "dirichlet", "alpha": 0.01}}, "node"),
     "more nodes than records": ({"federation": {"nodes": 5000}}, "5000"),
     "baseline of an unknown backbone": (

@@ -1,0 +1,69 @@
+"""What the terms of a plan under trust ``"secagg"`` mean for its sums: the node's shares of noise, and what is masked.
+
+Node and server work it out for themselves, from public constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from common.errors import PrivacyError
+from common.messages import ModelSpec
+from common.plan_file import plan_digest
+from common.privacy.accountant import epsilon_after
+from common.privacy.plan import NOISE_RANGE, PrivacyTerms
+from common.privacy.shares import Cohort, NoiseShares, largest_batch_of, server_event, share_out
+from common.secagg.session import SumRun, SumTerms
+
+LEAST_BITS = 8  # that secure aggregation takes
+
+
+@lru_cache(maxsize=64)
+def noise_shares(terms: PrivacyTerms, numbers: int) -> NoiseShares:
+    """Scale, range and noise of the sums of a plan.
+
+    Args:
+        terms: of the plan.
+        numbers: d, trained parameters of the head.
+
+    Returns:
+        Shares of which the honest survivors' are worth the plan's own noise multiplier.
+
+    Raises:
+        PrivacyError: the plan has no sums, or they cannot be made.
+    """
+    if terms.trust != "secagg":
+        raise PrivacyError(f'sums over nodes need a plan with trust "secagg", got {terms.trust!r}; refuse it')
+    cohort = Cohort(terms.nodes, terms.dropouts, terms.colluders)
+    batch = largest_batch_of(terms.largest_node, terms.sampling_rate, terms.rounds)
+    shares = share_out(cohort, terms.noise_multiplier, terms.clipping_norm, numbers, batch, sums=terms.rounds)
+    shares = replace(shares, modulus_bits=max(LEAST_BITS, shares.modulus_bits))
+    server_event(shares, terms.sampling_rate, terms.rounds)  # makes sure of what the ledger charges
+    return shares
+
+
+def epsilon_against_model(terms: PrivacyTerms, rounds: int) -> float:
+    """Epsilon after so many rounds against whoever sees the model, or the sums, and knows no node's noise.
+
+    The other figure, which ledgers hold and caps are for, is against the server and the colluders allowed for.
+
+    Args:
+        terms: of the plan; under local trust the two figures are one.
+        rounds: that a node was charged for, at most ``terms.rounds``.
+    """
+    noise = min(NOISE_RANGE[1], terms.model_noise_multiplier)
+    return epsilon_after(replace(terms, noise_multiplier=noise), rounds)
+
+
+def sum_terms(terms: PrivacyTerms, numbers: int) -> SumTerms:
+    """What secure aggregation is told of a plan; errors as in ``noise_shares``."""
+    bits = noise_shares(terms, numbers).modulus_bits
+    return SumTerms(
+        nodes=terms.nodes, dropouts=terms.dropouts, colluders=terms.colluders, modulus_bits=bits, length=numbers
+    )
+
+
+def sum_run(run_id: str, model: ModelSpec, terms: PrivacyTerms, numbers: int) -> SumRun:
+    """What all sessions of a run are bound to; errors as in ``noise_shares``."""
+    return SumRun(run_id=run_id, plan_digest=plan_digest(model, terms), terms=sum_terms(terms, numbers))
