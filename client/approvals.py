@@ -30,6 +30,7 @@ class Approvals(BaseModel):
         apps: SHA-256 of app bundles, to what the operator noted.
         backbones: SHA-256 of backbones, to the operator's own reference.
         plans: digests of plans, to what they are in words.
+        peers: digest of the file of the hospitals' keys, to their names; one at most, see ``client.peers``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,6 +38,7 @@ class Approvals(BaseModel):
     apps: dict[_Digest, str] = {}
     backbones: dict[_Digest, str] = {}
     plans: dict[_Digest, str] = {}
+    peers: dict[_Digest, str] = {}
 
     def own(self, model: ModelSpec) -> ModelSpec:
         """The same model, its backbone named as this node knows it.
@@ -63,6 +65,10 @@ class Approvals(BaseModel):
     def with_plan(self, digest: str, words: str) -> Approvals:
         """These, and one more plan."""
         return self.model_copy(update={"plans": {**self.plans, digest: words}})
+
+    def with_peers(self, digest: str, names: str) -> Approvals:
+        """These, and a file of the hospitals' keys in the place of the one before."""
+        return self.model_copy(update={"peers": {digest: names}})
 
     def without(self, digest: str) -> Approvals:
         """These, but what has this digest, of whatever kind."""

@@ -16,7 +16,7 @@ approve = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 @approve.callback(epilog="Example: fedgraft node approve app")
 def let() -> None:
-    """Approve software, backbones and plans, or take that back; nothing else is ever run or loaded here."""
+    """Approve software, backbones, plans and other hospitals' keys, or take that back; nothing else is used here."""
 
 
 @approve.command("app", epilog="Example: fedgraft node approve app")
@@ -85,9 +85,35 @@ def approve_plan(
         typer.echo("note: node.toml joins any plan within its caps; set privacy.approved_plans_only = true")
 
 
+@approve.command("peers", epilog="Example: fedgraft node approve peers peers.pub")
+def approve_peers(
+    file: Annotated[Path, typer.Argument(help="The node.key.pub of every hospital, this one too, one a line.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Take part in secure sums with these hospitals, and with nobody whose key is another."""
+    from client.approvals import changing_approvals
+    from client.node_config import load_node_config
+    from client.peers import PEERS, changes, check_own, keep_peers
+    from common.secagg.roster import read_roster
+
+    folder = node_of(home)
+    roster = read_roster(file)
+    check_own(folder, load_node_config(folder).node.name, roster)
+    before = read_roster(folder / PEERS) if (folder / PEERS).exists() else None
+    typer.echo(f"peers {roster.digest}\n{roster.in_words()}")
+    for line in changes(before, roster):
+        typer.echo(line)
+    if not yes and not typer.confirm("have you compared each fingerprint with that hospital, by telephone?"):
+        raise typer.Abort
+    with changing_approvals(folder):
+        keep_peers(folder, roster)
+    typer.echo(f"approved peers {roster.digest}")
+
+
 @approve.command("withdraw", epilog="Example: fedgraft node approve withdraw 4f2a9c31")
 def withdraw(
-    digest: Annotated[str, typer.Argument(help="Of an app, a backbone or a plan; its beginning is enough.")],
+    digest: Annotated[str, typer.Argument(help="Of an app, a backbone, a plan or peers; its beginning is enough.")],
     home: Home = None,
 ) -> None:
     """Take an approval back; it holds from the next message on."""

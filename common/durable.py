@@ -11,13 +11,14 @@ from typing import Any
 from common.errors import ConfigError
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, synced: bool = True) -> None:
     """Replace ``path`` by ``data`` so that a reader, after any crash, sees the old content or the new one.
 
     Args:
         path: the file; its folder must exist.
         data: the whole new content.
         mode: permission bits of the file.
+        synced: survive a power cut; False, for simulations, survives a killed process.
 
     Raises:
         ConfigError: the disk is full or the folder cannot be written; the old content is untouched.
@@ -29,9 +30,11 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
-        sync_folder(path.parent)
+        if synced:
+            sync_folder(path.parent)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -37,3 +37,7 @@ class BrokenChainError(PrivacyError):
 
 class ReleasedOnceError(PrivacyError):
     """Another reply to the same question was committed before this one."""
+
+
+class RoundDiscardedError(PrivacyError):
+    """Too few nodes are left in a round of secure aggregation: nothing is unmasked, and the next round may begin."""
