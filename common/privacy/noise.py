@@ -37,6 +37,13 @@ class Randomness(Protocol):
         """Draw n independent flags, each true with probability ``rate``."""
 
 
+class WordSource(Protocol):
+    """What noise in integers is made from; both sources below are one."""
+
+    def words(self, n: int) -> NDArray[np.uint64]:
+        """Draw n uniform 64-bit words."""
+
+
 class SystemRandomness:
     """The operating system's generator, stretched by ChaCha20; it takes no seed.
 
@@ -54,6 +61,10 @@ class SystemRandomness:
         """Draw n independent flags, each true with probability ``rate`` (to within 2**-53)."""
         return np.ones(n, dtype=bool) if rate == 1 else flags_from_words(_system_words(n), rate)
 
+    def words(self, n: int) -> NDArray[np.uint64]:
+        """Draw n uniform 64-bit words."""
+        return _system_words(n)
+
 
 class SeededRandomness:
     """Reproducible randomness, for simulations only: whoever knows the seed can subtract the noise.
@@ -65,7 +76,8 @@ class SeededRandomness:
         purpose: what is being done, such as ``"train"``.
 
     Guarantees:
-        Streams of different (seed, node, round, purpose) are unrelated, and so are the flags and the normals of one.
+        Streams of different (seed, node, round, purpose) are unrelated, and so are the flags, the normals and the words
+        of one.
         Within one instance successive draws continue the stream.
     """
 
@@ -82,6 +94,10 @@ class SeededRandomness:
     def _sampling(self) -> np.random.PCG64DXSM:
         return _stream(*self._label, "sampling")
 
+    @cached_property
+    def _words(self) -> np.random.PCG64DXSM:
+        return _stream(*self._label, "words")
+
     def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Draw hardened standard normals, shape ``shape``, float64, always finite."""
         return normals_from_words(lambda n: _raw(self._noise, n), shape)
@@ -89,6 +105,10 @@ class SeededRandomness:
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
         """Draw n independent flags, each true with probability ``rate`` (to within 2**-53)."""
         return np.ones(n, dtype=bool) if rate == 1 else flags_from_words(_raw(self._sampling, n), rate)
+
+    def words(self, n: int) -> NDArray[np.uint64]:
+        """Draw n uniform 64-bit words, from a stream of their own."""
+        return _raw(self._words, n)
 
 
 class Words(Protocol):

@@ -21,6 +21,7 @@ BENCHMARKS = (
     "features",
     "secagg",
     "peers",
+    "distributed_noise",
 )
 
 
