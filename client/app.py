@@ -37,6 +37,12 @@ def statistics(message: Message, context: Context) -> Message:
     return _answer(message, context, lambda node: release_statistics(wire.decode_statistics_task(message), node))
 
 
+@app.query(wire.BACKBONE_ACTION)
+def backbone(message: Message, context: Context) -> Message:
+    """Take a piece of a backbone that the operator approved by its digest."""
+    return _answer(message, context, lambda node: node.receive(wire.decode_part(message)))
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Do one private round."""

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from common import durable
-from common.errors import ConfigError, PrivacyError
+from common.errors import BackboneMismatchError, ConfigError, PrivacyError
 from common.messages import ModelSpec
 
 APPROVALS = "approved.json"
@@ -26,20 +26,28 @@ class Approvals(BaseModel):
     Attributes:
         apps: SHA-256 of app bundles, to what the operator noted.
         backbones: SHA-256 of backbones, to the operator's own reference.
+        awaited: SHA-256 of backbones that the server may send, to the most bytes that one may have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     apps: dict[_Digest, str] = {}
     backbones: dict[_Digest, str] = {}
+    awaited: dict[_Digest, int] = {}
 
     def own(self, model: ModelSpec) -> ModelSpec:
         """The same model, its backbone named as this node knows it.
 
         Raises:
             PrivacyError: nobody approved that backbone here.
+            BackboneMismatchError: it is approved, and has not come yet.
         """
         reference = self.backbones.get(model.backbone_digest)
+        if reference is None and model.backbone_digest in self.awaited:
+            raise BackboneMismatchError(
+                f"the backbone with digest {model.backbone_digest} is approved and not here yet; the server sends "
+                "it, or approve a copy of your own"
+            )
         if reference is None:
             raise PrivacyError(
                 f"the backbone with digest {model.backbone_digest} is not approved on this node; look at it, then run "
@@ -52,8 +60,13 @@ class Approvals(BaseModel):
         return self.model_copy(update={"apps": {**self.apps, digest: note}})
 
     def with_backbone(self, digest: str, reference: str) -> Approvals:
-        """These, and one more backbone."""
-        return self.model_copy(update={"backbones": {**self.backbones, digest: reference}})
+        """These, and one more backbone, which is awaited no longer."""
+        awaited = {key: limit for key, limit in self.awaited.items() if key != digest}
+        return self.model_copy(update={"backbones": {**self.backbones, digest: reference}, "awaited": awaited})
+
+    def awaiting(self, digest: str, most_bytes: int) -> Approvals:
+        """These, and one more backbone that the server may send."""
+        return self.model_copy(update={"awaited": {**self.awaited, digest: most_bytes}})
 
 
 def read_approvals(folder: Path) -> Approvals:

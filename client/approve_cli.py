@@ -42,14 +42,33 @@ def approve_app(
 
 @approve.command("backbone", epilog="Example: fedgraft node approve backbone embedded/glyph")
 def approve_backbone(
-    reference: Annotated[str, typer.Argument(help="As `fedgraft backbones show` takes it.")], home: Home = None
+    reference: Annotated[str | None, typer.Argument(help="As `fedgraft backbones show` takes it.")] = None,
+    digest: Annotated[
+        str | None, typer.Option(help="Instead: let the server send the package with this SHA-256.", metavar="SHA256")
+    ] = None,
+    size_limit: Annotated[int, typer.Option(min=1, help="Megabytes that it may have at most.", metavar="MB")] = 2000,
+    home: Home = None,
 ) -> None:
-    """Let a backbone be used here, in the copy that this reference names."""
+    """Let a backbone be used here: in the copy that a reference names, or in the one that the server sends."""
+    import re
+
     from client.approvals import keep_approvals, read_approvals
     from common.backbones.controls import load_reference
     from common.config import resolved_reference
+    from common.errors import ConfigError
 
     folder = node_of(home)
+    if (reference is None) == (digest is None):
+        raise ConfigError("expected a reference or --digest, got both or neither; name the copy, or what may be sent")
+    if reference is None:
+        wanted = str(digest).lower()
+        if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+            raise ConfigError(f"expected a SHA-256 of 64 hexadecimal digits, got {digest!r}; the coordinator has it")
+        keep_approvals(folder, read_approvals(folder).awaiting(wanted, size_limit * 1_000_000))
+        typer.echo(
+            f"approved a backbone by digest {wanted}, at most {size_limit} MB; the server sends it when it is needed"
+        )
+        return
     named = resolved_reference(reference, [Path.cwd()])
     backbone = load_reference(named)
     keep_approvals(folder, read_approvals(folder).with_backbone(backbone.digest, named))
@@ -66,3 +85,5 @@ def approve_list(home: Home = None) -> None:
     for kind, entries in (("app", approved.apps), ("backbone", approved.backbones)):
         for digest, words in entries.items():
             typer.echo(f"{kind:<9} {digest}  {words}")
+    for digest, limit in approved.awaited.items():
+        typer.echo(f"{'backbone':<9} {digest}  awaited from the server, at most {limit // 1_000_000} MB")

@@ -159,9 +159,10 @@ def _backbones(folder: Path, _: NodeConfig) -> Finding:
     for digest, reference in approved.items():
         if load_reference(reference).digest != digest:
             return Finding("backbones", "fail", f"{reference} is not what was approved; approve it anew or restore it")
-    if not approved:
+    awaited = [f"{digest[:16]}… awaited from the server" for digest in read_approvals(folder).awaited]
+    if not approved and not awaited:
         return Finding("backbones", "fail", "none is approved; run `fedgraft node approve backbone REFERENCE`")
-    return Finding("backbones", "ok", ", ".join(approved.values()))
+    return Finding("backbones", "ok", ", ".join([*approved.values(), *awaited]))
 
 
 def _apps(folder: Path, _: NodeConfig) -> Finding:

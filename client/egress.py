@@ -1,11 +1,12 @@
 """The egress gate: the only way out of a node.
 
-A reply is one of five types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
+A reply is one of six types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
 examples, no text of an exception. What is not on the list does not leave.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
-from common.messages import Hello, Metrics, Reason, Refusal, Statistics, Update
+from common.messages import Hello, Holding, Metrics, Reason, Refusal, Statistics, Update
 
 
 def release_hello(name: str, declared_size: int) -> Hello:
@@ -61,6 +62,18 @@ def release_statistics(values: NDArray[np.float64], size: int) -> Statistics:
     if not typed or not bool(np.isfinite(values).all()):
         raise PrivacyError(f"expected {size} finite float64 statistics, got others; nothing was released")
     return Statistics(values.copy())
+
+
+def release_holding(digest: str, received: int, total: int) -> Holding:
+    """Let out how far this node is with a backbone that the server sends: a count of the server's own bytes.
+
+    Raises:
+        PrivacyError: anything but a digest and a count of at most ``total``; nothing is released.
+    """
+    typed = type(digest) is str and re.fullmatch(r"[0-9a-f]{64}", digest) and type(received) is int
+    if not typed or not 0 <= received <= total:
+        raise PrivacyError("expected a digest and a count of its bytes, got something else; nothing was released")
+    return Holding(digest, received)
 
 
 def release_metrics(accuracy: float, policy: Literal["none", "exact"], *, simulated: bool) -> Metrics:

@@ -25,11 +25,12 @@ from client.ledger import Ledger
 from client.open_ledgers import OpenLedgers
 from client.policy import Policy
 from common import places
+from common.backbones.parcel import Part
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, source_features, source_targets
-from common.errors import BackboneMismatchError, ConfigError
+from common.errors import BackboneMismatchError, ConfigError, ProtocolError
 from common.features import as_tensor, cached_backbone
-from common.messages import ModelSpec
+from common.messages import Holding, ModelSpec
 from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
 
 NODE_LOG = "nodes.log"
@@ -79,6 +80,7 @@ class Node:
         records: computes, or finds in the cache, the features that a model needs.
         randomness: for a round's sampling and noise, in this order.
         own: the model with its backbone named as this node knows it; refuses one that nobody approved.
+        receive: takes a piece of a backbone that the operator awaits.
     """
 
     name: str
@@ -91,6 +93,11 @@ class Node:
     records: Callable[[ModelSpec], Records]
     randomness: Callable[[int], tuple[Randomness, Randomness]]
     own: Callable[[ModelSpec], ModelSpec] = lambda model: model
+    receive: Callable[[Part], Holding] = lambda _: _nothing_awaited()
+
+
+def _nothing_awaited() -> Holding:
+    raise ProtocolError("expected no backbone, a simulated node has the server's own; do not send one")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from client.approvals import read_approvals
+from client.backbone_receiving import receive
 from client.home import Node
 from client.ledger import Ledger
 from client.node_config import NodeConfig, load_node_config
@@ -39,7 +40,7 @@ def open_own_node(folder: Path) -> Node:
             unit=privacy.unit,
             min_noise_multiplier=privacy.min_noise_multiplier,
             max_clipping_norm=privacy.max_clipping_norm,
-            backbones=frozenset(approvals.backbones),
+            backbones=frozenset({*approvals.backbones, *approvals.awaited}),
             partial=privacy.partial,
         ),
         simulated=False,
@@ -47,6 +48,7 @@ def open_own_node(folder: Path) -> Node:
         records=records.of,
         randomness=lambda _: (SystemRandomness(), SystemRandomness()),
         own=approvals.own,
+        receive=lambda part: receive(part, folder),
     )
 
 

@@ -16,6 +16,7 @@ from common.messages import Reason
 from common.model import classifier_width
 from common.model_folder import ModelFacts, save_model
 from common.privacy.accountant import epsilon_by_round
+from server.backbone_sending import bytes_sent
 from server.checkpoints import Checkpoint, RunStore, read_lines
 from server.coordinator import Proposal
 
@@ -57,7 +58,7 @@ def _result(
         "accuracy": {"federated": scores.accuracy, **dict.fromkeys(BASELINES)},
         "metrics": {"loss": loss, **scores.metrics(federation.data.classes)},
         "privacy": _privacy(folder, config, proposal),
-        "bytes": {"per_round_per_node": _bytes_a_node(lines), "backbone_once": 0},
+        "bytes": {"per_round_per_node": _bytes_a_node(lines), "backbone_once": bytes_sent(folder)},
         "timing_s": {"features": None, "rounds": sum(line["seconds"] for line in lines), "total": None},
         "rounds": final.round,
         "rounds_planned": proposal.plan.rounds,

@@ -124,7 +124,7 @@ replies: Any = st.one_of(
 errors = st.sampled_from([RuntimeError, ValueError, KeyError, MemoryError, ConfigError, PrivacyError, ProtocolError])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(KINDS), exact=st.booleans(), result=st.one_of(replies, errors.map(lambda kind: kind(SECRET)))
 )
@@ -245,7 +245,7 @@ contents = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(KINDS), content=contents, group=texts, failed=st.booleans())
 def test_whatever_an_app_writes_the_supernode_passes_on_listed_values_only(
     kind: str, content: Any, group: str, failed: bool, folder: Path
