@@ -1,4 +1,4 @@
-"""What a node's operator has approved: software by its digest, backbones by theirs and the operator's own copy.
+"""What a node's operator has approved: software and plans by their digests, backbones by theirs and an own copy.
 
 A server names a backbone by digest; which file or package that is here, the operator alone has said. A reference that
 comes in a message is never loaded.
@@ -6,13 +6,16 @@ comes in a message is never loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from common import durable
-from common.errors import BackboneMismatchError, ConfigError, PrivacyError
+from common.errors import ConfigError, PrivacyError
+from common.locks import alone
 from common.messages import ModelSpec
 
 APPROVALS = "approved.json"
@@ -26,31 +29,38 @@ class Approvals(BaseModel):
     Attributes:
         apps: SHA-256 of app bundles, to what the operator noted.
         backbones: SHA-256 of backbones, to the operator's own reference.
-        awaited: SHA-256 of backbones that the server may send, to the most bytes that one may have.
+        plans: digests of plans, to what they are in words.
+        sent: SHA-256 of backbones that the coordinator may send, to the most bytes that one may have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     apps: dict[_Digest, str] = {}
     backbones: dict[_Digest, str] = {}
-    awaited: dict[_Digest, int] = {}
+    plans: dict[_Digest, str] = {}
+    sent: dict[_Digest, int] = {}
 
-    def own(self, model: ModelSpec) -> ModelSpec:
+    def own(self, model: ModelSpec, folder: Path) -> ModelSpec:
         """The same model, its backbone named as this node knows it.
 
+        Args:
+            model: as the server names it.
+            folder: of the node, where backbones lie that were sent.
+
         Raises:
-            PrivacyError: nobody approved that backbone here.
+            PrivacyError: nobody approved that backbone here, or it is of a kind that may not be sent.
             BackboneMismatchError: it is approved, and has not come yet.
+            ConfigError: what was sent was changed since it came.
         """
-        reference = self.backbones.get(model.backbone_digest)
-        if reference is None and model.backbone_digest in self.awaited:
-            raise BackboneMismatchError(
-                f"the backbone with digest {model.backbone_digest} is approved and not here yet; the server sends "
-                "it, or approve a copy of your own"
-            )
+        digest = model.backbone_digest
+        reference = self.backbones.get(digest)
+        if reference is None and digest in self.sent:
+            from client.sent_backbones import sent_reference
+
+            reference = sent_reference(folder, digest)
         if reference is None:
             raise PrivacyError(
-                f"the backbone with digest {model.backbone_digest} is not approved on this node; look at it, then run "
+                f"the backbone with digest {digest} is not approved on this node; look at it, then run "
                 "`fedgraft node approve backbone REFERENCE`"
             )
         return model.model_copy(update={"backbone": reference})
@@ -60,13 +70,41 @@ class Approvals(BaseModel):
         return self.model_copy(update={"apps": {**self.apps, digest: note}})
 
     def with_backbone(self, digest: str, reference: str) -> Approvals:
-        """These, and one more backbone, which is awaited no longer."""
-        awaited = {key: limit for key, limit in self.awaited.items() if key != digest}
-        return self.model_copy(update={"backbones": {**self.backbones, digest: reference}, "awaited": awaited})
+        """These, and one more backbone, in a copy of the operator's own and no other."""
+        left = self.without(digest)
+        return left.model_copy(update={"backbones": {**left.backbones, digest: reference}})
 
-    def awaiting(self, digest: str, most_bytes: int) -> Approvals:
-        """These, and one more backbone that the server may send."""
-        return self.model_copy(update={"awaited": {**self.awaited, digest: most_bytes}})
+    def with_sent(self, digest: str, most_bytes: int) -> Approvals:
+        """These, and one more backbone, in the copy that the coordinator sends and no other."""
+        left = self.without(digest)
+        return left.model_copy(update={"sent": {**left.sent, digest: most_bytes}})
+
+    def with_plan(self, digest: str, words: str) -> Approvals:
+        """These, and one more plan."""
+        return self.model_copy(update={"plans": {**self.plans, digest: words}})
+
+    def without(self, digest: str) -> Approvals:
+        """These, but what has this digest, of whatever kind."""
+        parts = {kind: getattr(self, kind) for kind in type(self).model_fields}
+        return self.model_copy(
+            update={kind: {key: value for key, value in part.items() if key != digest} for kind, part in parts.items()}
+        )
+
+    def kinds(self) -> list[tuple[str, dict[str, str]]]:
+        """What is approved, by the name of its kind, in words."""
+        sent = {digest: f"sent by the coordinator, at most {limit / 1e6:g} MB" for digest, limit in self.sent.items()}
+        return [("apps", self.apps), ("backbones", {**self.backbones, **sent}), ("plans", self.plans)]
+
+
+@contextmanager
+def changing_approvals(folder: Path) -> Iterator[None]:
+    """Hold, alone, what was approved, between reading and keeping it: of two commands at once, none is lost.
+
+    Raises:
+        ConfigError: another command holds it too long, or the folder cannot be written.
+    """
+    with alone(folder / f"{APPROVALS}.lock"):
+        yield
 
 
 def read_approvals(folder: Path) -> Approvals:

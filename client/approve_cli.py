@@ -9,12 +9,14 @@ import typer
 
 from client.command_line import Home, node_of
 
+LEAST_DIGITS = 8
+
 approve = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
 @approve.callback(epilog="Example: fedgraft node approve app")
 def let() -> None:
-    """Approve software and backbones; nothing else is ever run or loaded here."""
+    """Approve software, backbones and plans, or take that back; nothing else is ever run or loaded here."""
 
 
 @approve.command("app", epilog="Example: fedgraft node approve app")
@@ -23,20 +25,17 @@ def approve_app(
     home: Home = None,
 ) -> None:
     """Let the federation's software run here: the code that you have installed and can read, or another by digest."""
-    import re
     from importlib.metadata import version
 
-    from client.approvals import keep_approvals, read_approvals
+    from client.approvals import changing_approvals, keep_approvals, read_approvals
     from common.bundle import app_digest
-    from common.errors import ConfigError
 
     folder = node_of(home)
     own = app_digest()
-    wanted = (digest or own).lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-        raise ConfigError(f"expected a SHA-256 of 64 hexadecimal digits, got {digest!r}; the node's log shows it")
+    wanted = _digest(digest or own)
     note = f"fedgraft {version('fedgraft')}, as installed" if wanted == own else "by digest"
-    keep_approvals(folder, read_approvals(folder).with_app(wanted, note))
+    with changing_approvals(folder):
+        keep_approvals(folder, read_approvals(folder).with_app(wanted, note))
     typer.echo(f"approved app {wanted} ({note})")
 
 
@@ -49,31 +48,82 @@ def approve_backbone(
     size_limit: Annotated[int, typer.Option(min=1, help="Megabytes that it may have at most.", metavar="MB")] = 2000,
     home: Home = None,
 ) -> None:
-    """Let a backbone be used here: in the copy that a reference names, or in the one that the server sends."""
-    import re
-
-    from client.approvals import keep_approvals, read_approvals
-    from common.backbones.controls import load_reference
-    from common.config import resolved_reference
+    """Let a backbone be used here: in the copy that a reference names, or in the one that the coordinator sends."""
+    from client.approvals import changing_approvals, keep_approvals, read_approvals
     from common.errors import ConfigError
 
     folder = node_of(home)
     if (reference is None) == (digest is None):
-        raise ConfigError("expected a reference or --digest, got both or neither; name the copy, or what may be sent")
-    if reference is None:
-        wanted = str(digest).lower()
-        if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-            raise ConfigError(f"expected a SHA-256 of 64 hexadecimal digits, got {digest!r}; the coordinator has it")
-        keep_approvals(folder, read_approvals(folder).awaiting(wanted, size_limit * 1_000_000))
-        typer.echo(
-            f"approved a backbone by digest {wanted}, at most {size_limit} MB; the server sends it when it is needed"
-        )
+        raise ConfigError("expected a reference, or --digest and what may be sent, got both or neither; give one")
+    if digest is not None:
+        wanted = _digest(digest)
+        with changing_approvals(folder):
+            keep_approvals(folder, read_approvals(folder).with_sent(wanted, size_limit * 1_000_000))
+        typer.echo(f"approved backbone {wanted}, which the coordinator may send, at most {size_limit} MB")
         return
-    named = resolved_reference(reference, [Path.cwd()])
+    from common.backbones.controls import load_reference
+    from common.config import resolved_reference
+
+    named = resolved_reference(str(reference), [Path.cwd()])
     backbone = load_reference(named)
-    keep_approvals(folder, read_approvals(folder).with_backbone(backbone.digest, named))
+    with changing_approvals(folder):
+        keep_approvals(folder, read_approvals(folder).with_backbone(backbone.digest, named))
     typer.echo(f"approved {named}, digest {backbone.digest}")
     typer.echo(f"licence {backbone.licence}; trained on {backbone.trained_on}")
+
+
+@approve.command("plan", epilog="Example: fedgraft node approve plan plan.json")
+def approve_plan(
+    plan: Annotated[str, typer.Argument(help="File from `fedgraft server plan`, or the digest that the log shows.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Let runs with this plan in; it matters where node.toml says approved_plans_only = true."""
+    from client.approvals import changing_approvals, keep_approvals, read_approvals
+    from client.node_config import load_node_config
+    from common.plan_file import plan_digest, plan_in_words, read_plan
+
+    folder = node_of(home)
+    config = load_node_config(folder)
+    if Path(plan).exists():
+        model, terms = read_plan(Path(plan))
+        digest, words = plan_digest(model, terms), plan_in_words(model, terms)
+        typer.echo(f"plan {digest}\n{words}\nclasses {', '.join(map(ascii, model.classes))}")
+        if not yes and not typer.confirm("let runs with this plan in?"):
+            raise typer.Abort
+    else:
+        digest, words = _digest(plan), "by digest"
+    with changing_approvals(folder):
+        keep_approvals(folder, read_approvals(folder).with_plan(digest, words))
+    typer.echo(f"approved plan {digest}")
+    if not config.privacy.approved_plans_only:
+        typer.echo("note: node.toml joins any plan within its caps; set privacy.approved_plans_only = true")
+
+
+@approve.command("withdraw", epilog="Example: fedgraft node approve withdraw 4f2a9c31")
+def withdraw(
+    digest: Annotated[str, typer.Argument(help="Of an app, a backbone or a plan; its beginning is enough.")],
+    home: Home = None,
+) -> None:
+    """Take an approval back; it holds from the next message on."""
+    from client.approvals import changing_approvals, keep_approvals, read_approvals
+    from client.sent_backbones import delete_sent
+    from common.errors import ConfigError
+
+    folder = node_of(home)
+    with changing_approvals(folder):
+        approved = read_approvals(folder)
+        listed = [(kind, one) for kind, part in approved.kinds() for one in part]
+        found = [(kind, one) for kind, one in listed if one.startswith(digest.lower()) and len(digest) >= LEAST_DIGITS]
+        if len(found) != 1:
+            raise ConfigError(
+                f"expected the digest of one approval, or at least its first {LEAST_DIGITS} digits, got {digest!r}, "
+                f"which fits {len(found)}; `fedgraft node approve list` shows them"
+            )
+        ((kind, whole),) = found
+        keep_approvals(folder, approved.without(whole))
+    deleted = delete_sent(folder, whole)
+    typer.echo(f"withdrawn from {kind}: {whole}{'; what was sent of it is deleted' if deleted else ''}")
 
 
 @approve.command("list", epilog="Example: fedgraft node approve list")
@@ -81,9 +131,23 @@ def approve_list(home: Home = None) -> None:
     """Show what is approved."""
     from client.approvals import read_approvals
 
-    approved = read_approvals(node_of(home))
-    for kind, entries in (("app", approved.apps), ("backbone", approved.backbones)):
+    for kind, entries in read_approvals(node_of(home)).kinds():
         for digest, words in entries.items():
-            typer.echo(f"{kind:<9} {digest}  {words}")
-    for digest, limit in approved.awaited.items():
-        typer.echo(f"{'backbone':<9} {digest}  awaited from the server, at most {limit // 1_000_000} MB")
+            typer.echo(f"{kind.removesuffix('s'):<9} {digest}  {words}")
+
+
+def _digest(text: str) -> str:
+    """A whole digest.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    import re
+
+    from common.errors import ConfigError
+
+    if not re.fullmatch(r"[0-9a-f]{64}", text.lower()):
+        raise ConfigError(
+            f"expected a SHA-256 of 64 hexadecimal digits, got {text!r}; the node's log, or the coordinator, has it"
+        )
+    return text.lower()

@@ -1,31 +1,80 @@
 """Receives a backbone whose digest the operator approved in advance, piece by piece, and keeps it if it is the one.
 
 What has come lies in a folder of its own, ``backbones/.<digest>``, and is never loaded from there. It goes on where it
-stopped, whichever side was interrupted. Only when every byte is what the digest says is the folder renamed, and the
-backbone approved in that copy. A server that sends anything else is refused, and what it sent is deleted.
+stopped, whichever side was interrupted: bytes are synced, then the note that counts them. Only when every byte is what
+the digest says is the folder renamed. A server that sends anything else is refused, and what it sent is deleted.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from client import egress
-from client.approvals import keep_approvals, read_approvals
-from common import durable
+from client.approvals import read_approvals
+from client.last_look import Speaker
+from client.node_config import load_node_config
+from client.node_folder import check_awake
+from client.sent_backbones import (
+    BACKBONES,
+    LOCK,
+    LOCK_TIMEOUT_S,
+    box_of,
+    check_kind,
+    discard,
+    note_of,
+    place_of,
+)
+from common import durable, places
 from common.backbones.package import FACTS, check_bytes, read_facts
-from common.backbones.parcel import MOST_CHUNK_BYTES, PACKAGE, Contents, Part
+from common.backbones.parcel import Contents, Part
 from common.errors import ConfigError, PrivacyError, ProtocolError
+from common.locks import alone
 from common.messages import Holding
 
-BACKBONES, PROGRESS = "backbones", ".progress.json"
-ROOM_BYTES = 64 << 20  # that stay free on the disk
+log = logging.getLogger("fedgraft.node")
+ROOM_BYTES = 256 << 20  # that stay free on the disk: the ledger needs some
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """What of a node takes a backbone; it opens no record.
+
+    Attributes:
+        folder: of the node.
+        speaker: who answers.
+    """
+
+    folder: Path
+    speaker: Speaker
+
+    def receive(self, part: Part) -> Holding:
+        """Take a piece; see ``receive``."""
+        return receive(part, self.folder)
+
+
+def open_receiver() -> Receiver:
+    """The node whose operator set it up here, as far as backbones go.
+
+    Raises:
+        ConfigError: its configuration cannot be used.
+        PrivacyError: its operator has paused it.
+        ProtocolError: this is a simulated node.
+    """
+    folder = places.node_folder()
+    if folder is None:
+        raise ProtocolError("expected no backbone, a simulated node has the server's own; do not send one")
+    check_awake(folder)
+    config = load_node_config(folder)
+    return Receiver(folder, Speaker(config.node.name, config.data.declared_size))
 
 
 def receive(part: Part, folder: Path) -> Holding:
-    """Take a piece of a backbone.
+    """Take a piece of a backbone, if it is the next one; any other changes nothing.
 
     Args:
         part: as the server sent it.
@@ -35,15 +84,30 @@ def receive(part: Part, folder: Path) -> Holding:
         How many bytes, from the first, this node has now.
 
     Raises:
-        PrivacyError: nobody approved that digest here, or it is larger than the operator allowed.
-        ProtocolError: the piece is not the next one, or the bytes are not what the digest says; nothing is kept.
+        PrivacyError: nobody approved that digest here, it is larger than the operator allowed, or of another kind.
+        ProtocolError: the bytes are not what the digest says; nothing is kept.
         ConfigError: the disk is full.
     """
     contents = part.contents
+    if not part.is_one():
+        raise ProtocolError("expected a piece of the backbone that was announced, got more or less; refuse that server")
+    if not _is_wanted(contents, folder):
+        return egress.release_holding(contents.total, contents)
+    (folder / BACKBONES).mkdir(mode=0o700, exist_ok=True)
+    try:
+        with alone(folder / BACKBONES / LOCK, LOCK_TIMEOUT_S):
+            held = contents.total if _is_whole(folder, contents.digest) else _taken(folder, part)
+    except OSError as error:
+        raise ConfigError(f"could not write {folder / BACKBONES}: {error.strerror}; free some space") from error
+    return egress.release_holding(held, contents)
+
+
+def _is_wanted(contents: Contents, folder: Path) -> bool:
+    """Whether a backbone may come; False where the operator has a copy of their own."""
     approvals = read_approvals(folder)
+    limit = approvals.sent.get(contents.digest)
     if contents.digest in approvals.backbones:
-        return egress.release_holding(contents.digest, contents.total, contents.total)
-    limit = approvals.awaited.get(contents.digest)
+        return False
     if limit is None:
         raise PrivacyError(
             f"the server sends a backbone with digest {contents.digest}, which nobody approved on this node; look at "
@@ -54,107 +118,89 @@ def receive(part: Part, folder: Path) -> Holding:
             f"the server sends a backbone of {contents.total} bytes, the operator allowed {limit}; approve its digest "
             "anew with a larger --size-limit"
         )
-    box, place = folder / BACKBONES / f".{contents.digest}", folder / BACKBONES / contents.digest
-    try:
-        held = contents.total if _is_whole(place, contents.digest) else _taken(box, place, part)
-    except ProtocolError:
-        shutil.rmtree(box, ignore_errors=True)
-        raise
-    except OSError as error:
-        raise ConfigError(f"could not write {box}: {error.strerror}; free some space") from error
-    if held == contents.total:
-        reference = f"{PACKAGE}{place}"
-        keep_approvals(folder, read_approvals(folder).with_backbone(contents.digest, reference))
-    return egress.release_holding(contents.digest, held, contents.total)
+    return True
 
 
-def _is_whole(place: Path, digest: str) -> bool:
-    """Whether a backbone is there, unapproved because of a crash just then."""
-    try:
-        return place.is_dir() and check_bytes(place).digest == digest
-    except ConfigError:
+def _is_whole(folder: Path, digest: str) -> bool:
+    """Whether a backbone is there; one that was changed since is deleted."""
+    place = place_of(folder, digest)
+    if not place.is_dir():
         return False
+    try:
+        whole = check_bytes(place).digest == digest
+    except ConfigError:
+        whole = False
+    if not whole:
+        shutil.rmtree(place)
+    return whole
 
 
-def _taken(box: Path, place: Path, part: Part) -> int:
+def _taken(folder: Path, part: Part) -> int:
     """Take a piece, and the whole if it was the last; how many bytes there are now."""
-    held = _held(box, part.contents)
-    if part.data:
-        held = _with(box, part, held)
-    if held == part.contents.total:
-        _finish(box, place, part.contents)
+    contents = part.contents
+    held = _held(folder, contents)
+    try:
+        if part.data and part.offset == held:
+            held = _with(folder, part, held)
+        if held == contents.total:
+            _finish(folder, contents)
+    except (ProtocolError, PrivacyError):
+        discard(folder, contents.digest)
+        raise
     return held
 
 
-def _held(box: Path, contents: Contents) -> int:
+def _held(folder: Path, contents: Contents) -> int:
     """How many bytes are safe, by the note beside them; what was written after it is cut off."""
-    files = [list(one) for one in contents.files]
+    box, files = box_of(folder, contents.digest), [list(one) for one in contents.files]
     try:
-        note = json.loads((box / PROGRESS).read_bytes())
+        note = json.loads(note_of(folder, contents.digest).read_bytes())
         held = int(note["held"])
-        known = note["files"] == files and 0 <= held <= contents.total
+        known = note["files"] == files and contents.may_be_held(held)
     except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        shutil.rmtree(box, ignore_errors=True)
-        _begin(box, contents)
-        return 0
+        known, held = False, 0
     start = 0
-    for name, size in contents.files:
+    for name, size in contents.files if known else ():
         have, path = max(0, min(size, held - start)), box / name
-        if (path.stat().st_size if path.exists() else 0) < have:  # somebody else was here
-            shutil.rmtree(box, ignore_errors=True)
-            _begin(box, contents)
-            return 0
-        if path.exists():
+        known = known and path.is_file() and path.stat().st_size >= have
+        if known:
             os.truncate(path, have)
         start += size
+    if not known:
+        discard(folder, contents.digest)
+        return 0
     return held
 
 
-def _begin(box: Path, contents: Contents) -> None:
-    box.mkdir(mode=0o700, parents=True)
-    free = shutil.disk_usage(box).free
-    if free < contents.total + ROOM_BYTES:
-        raise ConfigError(
-            f"expected {contents.total + ROOM_BYTES} bytes of free disk for a backbone, got {free}; free some space"
-        )
-    for name, _ in contents.files:  # one may be empty
-        (box / name).touch(mode=0o600)
-    _note(box, contents, 0)
-
-
-def _note(box: Path, contents: Contents, held: int) -> None:
-    durable.write_json(box / PROGRESS, {"files": contents.files, "held": held}, mode=0o600)
-
-
-def _with(box: Path, part: Part, held: int) -> int:
-    """Write a piece behind what is there; one that is there already changes nothing."""
-    contents, size = part.contents, len(part.data)
-    if size > MOST_CHUNK_BYTES or part.offset + size > contents.total:
-        raise ProtocolError(
-            f"expected at most the {contents.total} bytes of the backbone, got more; refuse that server"
-        )
-    if part.offset + size <= held:
-        return held
-    if part.offset != held:
-        raise ProtocolError(
-            f"expected the bytes of the backbone from {held} on, got some from {part.offset}; start anew"
-        )
+def _with(folder: Path, part: Part, held: int) -> int:
+    """Write the next piece; how many bytes there are with it."""
+    contents, box = part.contents, box_of(folder, part.contents.digest)
+    free, needed = shutil.disk_usage(folder / BACKBONES).free, contents.total - held + ROOM_BYTES
+    if free < needed:
+        words = f"expected {needed} bytes of free disk for a backbone, got {free}; free some space"
+        log.warning("%s", words)  # of a ConfigError, which may name records, a node's log says less
+        raise ConfigError(words)
+    if held == 0:
+        box.mkdir(mode=0o700, exist_ok=True)
+        for name, _ in contents.files:  # one may be empty
+            (box / name).touch(mode=0o600)
     taken = 0
-    for name, start, length in contents.cut(part.offset, size):
-        descriptor = os.open(box / name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.seek(start)
-            file.write(part.data[taken : taken + length])
-            file.flush()
-            os.fsync(file.fileno())
+    for name, start, length in contents.cut(part.offset, len(part.data)):
+        _append(box / name, start, part.data[taken : taken + length])
         taken += length
-    first = contents.files[0][1]
-    if held < first <= held + size:
+    after, first = held + taken, contents.files[0][1]
+    if held < first <= after:
         _check_facts(box, contents)
-    _note(box, contents, held + size)
-    return held + size
+    durable.write_json(note_of(folder, contents.digest), {"files": contents.files, "held": after}, mode=0o600)
+    return after
+
+
+def _append(path: Path, start: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _check_facts(box: Path, contents: Contents) -> None:
@@ -165,20 +211,23 @@ def _check_facts(box: Path, contents: Contents) -> None:
         raise ProtocolError("expected the facts of a package first, got something else; refuse that server") from error
     if facts.digest != contents.digest or {FACTS, *facts.files} != {name for name, _ in contents.files}:
         raise _another()
+    check_kind(facts)
 
 
-def _finish(box: Path, place: Path, contents: Contents) -> None:
+def _finish(folder: Path, contents: Contents) -> None:
     """Check every byte, and give the folder its name."""
+    box, place = box_of(folder, contents.digest), place_of(folder, contents.digest)
     try:
         facts = check_bytes(box)
     except ConfigError as error:
         raise _another() from error
     if facts.digest != contents.digest:
         raise _another()
-    (box / PROGRESS).unlink()
-    shutil.rmtree(place, ignore_errors=True)  # not approved, and not whole
+    durable.sync_folder(box)
     box.rename(place)
     durable.sync_folder(place.parent)
+    note_of(folder, contents.digest).unlink()
+    log.warning("the backbone %s has come, %d bytes, each as its digest says", contents.digest, contents.total)
 
 
 def _another() -> ProtocolError:

@@ -11,6 +11,9 @@ Home = Annotated[
     Path | None, typer.Option("--home", help="The node's folder; by default $FEDGRAFT_NODE, else ~/fedgraft-node.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+HealthPort = Annotated[
+    int, typer.Option(help="Port of the loopback that answers gRPC health checks; 0 for none.", min=0, max=65535)
+]
 USUAL = "fedgraft-node"
 
 

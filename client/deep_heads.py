@@ -10,11 +10,14 @@ Before a head is used the first time, made-up records show whether it keeps unit
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -31,19 +34,26 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # by which logits alone
 
 
 def deep_clipped_sum(
-    head: nn.Module, loss: PerUnitLoss, features: Tensor, targets: Tensor, clipping_norm: float
+    head: nn.Module,
+    loss: PerUnitLoss,
+    features: Tensor,
+    targets: Tensor,
+    clipping_norm: float,
+    sizes: NDArray[np.int64] | None = None,
 ) -> ClippedSum:
     """Clipped sum for any head; see ``mechanism.clipped_sum``.
 
-    Upper stages compute in float32, everything else in float64; norms and sums are float64 in each case.
+    A unit is one row, or as many as ``sizes`` says, one after the other: its loss is then the mean of theirs. Upper
+    stages compute in float32, everything else in float64; norms and sums are float64 in each case.
     """
     with _evaluating(head):
         check_units_apart(head, features.shape[1:])
         copied = _Copied(head, torch.float32 if isinstance(head, UpperHead) else torch.float64)
         sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in copied.trained.items()}
+        ends = np.cumsum(np.ones(len(features), dtype=np.int64) if sizes is None else sizes).tolist()
         spoiled = sum(
-            _add_one(sums, copied, loss, features[unit : unit + 1], targets[unit : unit + 1], clipping_norm)
-            for unit in range(len(features))
+            _add_one(sums, copied, loss, features[start:end], targets[start:end], clipping_norm)
+            for start, end in itertools.pairwise([0, *ends])
         )
     return ClippedSum(sums, clipping_norm, spoiled)
 
@@ -70,7 +80,7 @@ def _add_one(
     sums: dict[str, Tensor], copied: _Copied, loss: PerUnitLoss, features: Tensor, targets: Tensor, norm: float
 ) -> int:
     """Add the clipped gradient of one unit; 1 if it was not finite and counted zero."""
-    gradients = _one(copied, lambda logits: unreduced(loss(logits, targets), 1), features)
+    gradients = _one(copied, lambda logits: unreduced(loss(logits, targets), len(targets)).mean(), features)
     squares = [torch.linalg.vector_norm(value, dtype=torch.float64) for value in gradients.values()]
     factors, finite = clip_factors(torch.stack(squares).norm()[None], norm)
     if not bool(finite):

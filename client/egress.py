@@ -6,7 +6,6 @@ examples, no text of an exception. What is not on the list does not leave.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.backbones.parcel import Contents
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
 from common.messages import Hello, Holding, Metrics, Reason, Refusal, Statistics, Update
 
@@ -64,16 +64,19 @@ def release_statistics(values: NDArray[np.float64], size: int) -> Statistics:
     return Statistics(values.copy())
 
 
-def release_holding(digest: str, received: int, total: int) -> Holding:
-    """Let out how far this node is with a backbone that the server sends: a count of the server's own bytes.
+def release_holding(received: int, contents: Contents) -> Holding:
+    """Let out how far this node is with a backbone that the server sends: a count of the server's own pieces.
+
+    Args:
+        received: bytes that are here.
+        contents: of the backbone, as the server announced it.
 
     Raises:
-        PrivacyError: anything but a digest and a count of at most ``total``; nothing is released.
+        PrivacyError: anything but whole pieces, or all of it; nothing is released.
     """
-    typed = type(digest) is str and re.fullmatch(r"[0-9a-f]{64}", digest) and type(received) is int
-    if not typed or not 0 <= received <= total:
-        raise PrivacyError("expected a digest and a count of its bytes, got something else; nothing was released")
-    return Holding(digest, received)
+    if type(received) is not int or not contents.may_be_held(received):
+        raise PrivacyError("expected a count of the pieces that are here, got something else; nothing was released")
+    return Holding(contents.digest, received)
 
 
 def release_metrics(accuracy: float, policy: Literal["none", "exact"], *, simulated: bool) -> Metrics:

@@ -21,16 +21,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.last_look import Speaker
 from client.ledger import Ledger
 from client.open_ledgers import OpenLedgers
 from client.policy import Policy
 from common import places
-from common.backbones.parcel import Part
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, source_features, source_targets
-from common.errors import BackboneMismatchError, ConfigError, ProtocolError
+from common.data.patients import numbered
+from common.errors import BackboneMismatchError, ConfigError
 from common.features import as_tensor, cached_backbone
-from common.messages import Holding, ModelSpec
+from common.messages import ModelSpec
 from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness
 
 NODE_LOG = "nodes.log"
@@ -46,18 +47,20 @@ class Records:
         features: float32, shape (N, D) or more rows, read-only, possibly memory-mapped.
         rows: which rows of ``features`` are this node's, shape (n,).
         targets: of this node's records, shape (n, ...).
+        patients: number of the patient of each record, shape (n,), 0 … P-1; None where the data name none.
     """
 
     features: NDArray[np.float32]
     rows: NDArray[np.int64]
     targets: Tensor
+    patients: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Number of records (sensitive)."""
         return len(self.rows)
 
-    def take(self, sampled: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and targets (B, ...) of the sampled records."""
+    def take(self, sampled: NDArray[np.bool_] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and targets (B, ...) of the sampled records: by flags, or by their places."""
         return as_tensor(self.features, self.rows[sampled]), self.targets[torch.from_numpy(sampled)]
 
     def everything(self) -> tuple[Tensor, Tensor]:
@@ -71,7 +74,7 @@ class Node:
 
     Attributes:
         name: as the server knows the node.
-        declared_size: number of records that the operator declares; public.
+        declared_size: number of units (records, or patients) that the operator declares; public.
         classes: label names of its data, in the order of the labels; public.
         task: what its labels say; public.
         policy: what the operator allows.
@@ -80,7 +83,7 @@ class Node:
         records: computes, or finds in the cache, the features that a model needs.
         randomness: for a round's sampling and noise, in this order.
         own: the model with its backbone named as this node knows it; refuses one that nobody approved.
-        receive: takes a piece of a backbone that the operator awaits.
+        answer_after_s: answers that records went into leave at a multiple of so many seconds; 0 for at once.
     """
 
     name: str
@@ -93,11 +96,12 @@ class Node:
     records: Callable[[ModelSpec], Records]
     randomness: Callable[[int], tuple[Randomness, Randomness]]
     own: Callable[[ModelSpec], ModelSpec] = lambda model: model
-    receive: Callable[[Part], Holding] = lambda _: _nothing_awaited()
+    answer_after_s: float = 0.0
 
-
-def _nothing_awaited() -> Holding:
-    raise ProtocolError("expected no backbone, a simulated node has the server's own; do not send one")
+    @property
+    def speaker(self) -> Speaker:
+        """Who answers, and whether exact metrics may leave."""
+        return Speaker(self.name, self.declared_size, exact=self.simulated and self.policy.metrics == "exact")
 
 
 @contextmanager
@@ -162,7 +166,7 @@ def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], part
     privacy = config.privacy
     return Node(
         name=name,
-        declared_size=len(share),
+        declared_size=federation.units(share, privacy.unit),
         classes=federation.data.classes,
         task=federation.data.task,
         policy=Policy(privacy.epsilon, privacy.delta, privacy.unit, metrics=config.evaluation.node_metrics),
@@ -181,16 +185,21 @@ def _simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> Abstrac
 
 
 def open_simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> Ledger:
-    """Open the ledger of a simulated node, which survives kill -9 but not a power cut."""
+    """Open the ledger of a simulated node, which survives kill -9 but not a power cut.
+
+    Whoever simulates is the operator of every node: the cap of the configuration is signed off with it.
+    """
     folder = run_folder / "ledgers"
     folder.mkdir(mode=0o700, exist_ok=True)
-    return Ledger.open(
+    ledger = Ledger.open(
         folder / f"{name}.sqlite",
         f"simulated/{name}",
         delta=config.privacy.delta,
         epsilon_cap=config.privacy.epsilon,
         durable=False,
     )
+    ledger.raise_cap("the simulation's configuration")
+    return ledger
 
 
 def _randomness(seed: int | None, name: str, round_: int) -> tuple[Randomness, Randomness]:
@@ -203,7 +212,7 @@ def _simulated_records(federation: Federation, share: NDArray[np.int64], model: 
     check_backbone(model)
     features = source_features(federation, model.backbone, model.cut, model.precision)
     targets = source_targets(federation, model.backbone)
-    return Records(features, share, targets[torch.from_numpy(share)])
+    return Records(features, share, targets[torch.from_numpy(share)], numbered(federation.data.patient, share))
 
 
 def check_backbone(model: ModelSpec) -> None:

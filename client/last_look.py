@@ -64,7 +64,7 @@ def permitted(reply: object, to: Message, speaker: Speaker) -> Reply:
         case Holding() if type(reply) is Holding and kind == wire.QUERY_BACKBONE:
             contents = wire.decode_part(to).contents
             if _same(reply.digest, contents.digest):
-                return egress.release_holding(reply.digest, reply.received, contents.total)
+                return egress.release_holding(reply.received, contents)
         case Metrics() if type(reply) is Metrics and kind == MessageType.EVALUATE and speaker.exact:
             return egress.release_metrics(reply.accuracy, "exact", simulated=True)
     raise PrivacyError(

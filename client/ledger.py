@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from common.durable import sync_folder
-from common.errors import BrokenChainError, BudgetSpentError, ConfigError, PrivacyError
+from common.errors import BrokenChainError, BudgetSpentError, ConfigError, PrivacyError, ReleasedOnceError
 from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
 from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
@@ -30,6 +30,7 @@ __all__ = ["Ledger", "Reservation", "Spend", "Statement", "StoredReply"]
 
 LOCK_TIMEOUT_S = 30.0
 REMEMBERED_LEDGERS = 4096
+MOST_WORDS = 500  # characters of a name or a reason in the chain
 
 _SCHEMA = (
     "CREATE TABLE entries (position INTEGER PRIMARY KEY, text TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
@@ -72,6 +73,7 @@ class Ledger:
 
     def __init__(self, path: Path, connection: sqlite3.Connection, balance: Balance, durable: bool) -> None:
         self._path = path
+        self._cap_wanted: float | None = None
         self._connection = connection
         self._balance = balance
         self._durable = durable
@@ -84,7 +86,8 @@ class Ledger:
             path: the file; its folder must exist.
             dataset_id: declared by the operator; the same for overlapping data, never derived from path or content.
             delta: fixed for this data set for ever.
-            epsilon_cap: the operator's cap; another one than before is recorded as an entry.
+            epsilon_cap: the operator's cap; a lower one than before is recorded as an entry, under a higher one nothing
+                is charged before ``raise_cap``.
             durable: survive a power cut (``synchronous=FULL``); False, for simulations, survives a killed process.
 
         Returns:
@@ -158,20 +161,64 @@ class Ledger:
                 self._append("commit", {"reservation": reservation.position, "reply_sha256": digest})
                 self._store(reservation, reply)
             elif before != digest:
-                raise PrivacyError(
+                raise ReleasedOnceError(
                     f"round {reservation.charge.spend.round} must be released once, but another reply was committed "
                     "already; send nothing and reserve again to get the stored one"
                 )
 
-    def check_plan(self, plan: PrivacyPlan, run_id: str) -> None:
-        """Make sure that a plan fits to its last round, without charging anything.
+    def settle(self, reservation: Reservation, reply: bytes) -> bytes:
+        """Commit a reply, and return the one that may leave: this one, unless another process was quicker.
+
+        A message that is repeated while the first is still being worked on, after a restart say, makes two of them.
+        Errors as in ``commit``, and as in ``reserve`` where the other reply is no longer kept.
+        """
+        try:
+            self.commit(reservation, reply)
+        except ReleasedOnceError:
+            with self._transaction():
+                return self._stored_reply(reservation.position, reservation.charge.spend).reply
+        return reply
+
+    def raise_cap(self, by: str, reason: str = "") -> None:
+        """Put the operator's sign-off for the cap that the ledger was opened with into the chain, where it is higher.
+
+        Args:
+            by: who decided.
+            reason: why, if they say.
 
         Raises:
-            PrivacyError: the cap would be passed, or delta or unit are not the ledger's.
+            ConfigError: nobody is named, or a text is too long or has characters that cannot be shown; or the disk is
+                full.
+        """
+        if not by.strip() or max(len(by), len(reason)) > MOST_WORDS or not (by + reason).isprintable():
+            raise ConfigError(
+                f"a sign-off needs a name, and texts of one line and at most {MOST_WORDS} characters; give --by and "
+                "--reason anew"
+            )
+        if self._cap_wanted is None:
+            return
+        with self._transaction():
+            if self._cap_wanted > self._balance.epsilon_cap:
+                said = {"signed_off_by": by.strip()} | ({"reason": reason.strip()} if reason.strip() else {})
+                self._append("cap", {"epsilon_cap": self._cap_wanted, **said})
+        self._cap_wanted = None
+
+    def check_plan(self, plan: PrivacyPlan, run_id: str, *, whole: bool = True) -> None:
+        """Make sure that a plan fits, without charging anything.
+
+        Args:
+            plan: the terms that are offered.
+            run_id: of the run.
+            whole: it must fit to its last round.
+
+        Raises:
+            PrivacyError: the cap would be passed or was not signed off, or delta or unit are not the ledger's.
         """
         with _sentences(self._path):
             self._balance.extend(fetch_entries(self._connection, self._balance.position))
-        self._check_whole(plan, run_id)
+        self._check_terms(plan)
+        if whole:
+            self._check_whole(plan, run_id)
 
     def _check_whole(self, plan: PrivacyPlan, run_id: str) -> None:
         self._check_terms(plan)
@@ -235,9 +282,12 @@ class Ledger:
         if self._balance.position == 0:
             self._found(dataset_id, delta, epsilon_cap)
         self._check_owner(dataset_id, delta)
-        if self._balance.epsilon_cap != epsilon_cap:
+        if epsilon_cap > self._balance.epsilon_cap:
+            self._cap_wanted = epsilon_cap
+        elif epsilon_cap < self._balance.epsilon_cap:
             with self._transaction():
-                self._append("cap", {"epsilon_cap": epsilon_cap})
+                if epsilon_cap < self._balance.epsilon_cap:  # unless another process lowered it just now
+                    self._append("cap", {"epsilon_cap": epsilon_cap})
 
     def _found(self, dataset_id: str, delta: float, epsilon_cap: float) -> None:
         """Make the tables and the first entry, unless another process was quicker."""
@@ -279,6 +329,12 @@ class Ledger:
         self._append("reserve", _reserve_body(charge, plan))
 
     def _check_terms(self, plan: PrivacyPlan) -> None:
+        if self._cap_wanted is not None and self._cap_wanted > self._balance.epsilon_cap:
+            raise PrivacyError(
+                f"the cap of data set {self._balance.dataset_id!r} is epsilon {self._balance.epsilon_cap:g} in its "
+                f"ledger, but {self._cap_wanted:g} is asked for, which the operator has not signed off; run `fedgraft "
+                f"node ledger raise-cap {self._cap_wanted!r}`, or lower privacy.max_epsilon in node.toml"
+            )
         if plan.terms.delta != self._balance.delta:
             raise PrivacyError(
                 f"delta of data set {self._balance.dataset_id!r} must be {self._balance.delta:g}, got a plan with "

@@ -42,13 +42,22 @@ def clipped_sum(
     Raises:
         PrivacyError: a layer mixes units (BatchNorm, say), the loss is reduced, or ``clipping_norm`` is not positive.
     """
-    if not 0 < clipping_norm < float("inf"):
-        raise PrivacyError(f"the clipping norm must be positive and finite, got {clipping_norm!r}; choose such a one")
+    check_clipping_norm(clipping_norm)
     if type(head) is nn.Linear and features.dim() == 2:
         return _linear_clipped_sum(head, loss, features, targets, clipping_norm)
     if type(head) is TokenLinear:
         return token_clipped_sum(head, loss, features, targets, clipping_norm)
     return deep_clipped_sum(head, loss, features, targets, clipping_norm)
+
+
+def check_clipping_norm(norm: float) -> None:
+    """Refuse a norm that bounds nothing.
+
+    Raises:
+        PrivacyError: it is not positive and finite.
+    """
+    if not 0 < norm < float("inf"):
+        raise PrivacyError(f"the clipping norm must be positive and finite, got {norm!r}; choose such a one")
 
 
 def noisy_gradient(clipped: ClippedSum, plan: PrivacyPlan, randomness: Randomness) -> dict[str, Tensor]:
@@ -86,7 +95,7 @@ def _linear_clipped_sum(
     Source: Goodfellow 2015, arXiv:1510.01799.
     """
     inputs = features.detach().double()
-    slopes = _logit_gradients(head, loss, inputs, targets)
+    slopes = logit_gradients(head, loss, inputs, targets)
     trained = {name for name, value in head.named_parameters() if value.requires_grad}
     squares = torch.zeros(len(inputs), dtype=torch.float64)
     if "weight" in trained:
@@ -102,8 +111,8 @@ def _linear_clipped_sum(
     return ClippedSum({name: sums[name]() for name in sorted(trained)}, clipping_norm, spoiled)
 
 
-def _logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Slope of each unit's loss along its logits, shape (B, K), float64."""
+def logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Slope of each record's loss along its logits, shape (B, K), from float64 inputs (B, D); each by itself."""
     with torch.no_grad():
         logits = _unit_by_unit(inputs, head.weight.double())
         if head.bias is not None:

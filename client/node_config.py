@@ -14,13 +14,16 @@ from common.errors import ConfigError
 
 NODE_TOML = "node.toml"
 
+_Isolation = Annotated[Literal["none", "process", "container"], Expected('"none", "process" or "container"')]
 _Text = Annotated[str, Field(min_length=1), Expected("text in quotes")]
 _Name = Annotated[
     str,
     Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}$"),
     Expected("a name of letters, digits, dots, dashes and underscores, at most 64"),
 ]
-_Address = Annotated[str, Field(pattern=r"^[^\s:/]+:[0-9]{1,5}$"), Expected('"host:port"')]
+_Address = Annotated[
+    str, Field(pattern=r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"), Expected('"host:port" or "[IPv6]:port"')
+]
 _Classes = Annotated[tuple[str, ...], Field(min_length=2), Expected("a list of at least two names in quotes")]
 _Count = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
 _Positive = Annotated[float, Field(gt=0), Expected("a number above 0")]
@@ -36,6 +39,7 @@ class NodeSection(_Section):
     """Who this is."""
 
     name: _Name = Field(description="As the coordinator registered it.")
+    isolation: _Isolation = Field("none", description="What keeps the app, which reads the records, from the network.")
 
 
 class ServerSection(_Section):
@@ -50,10 +54,15 @@ class DataSection(_Section):
 
     id: _Name = Field(description="Name of the data set in the ledger; data that overlap share one, for ever.")
     source: _Text = Field(description="A file or a folder; docs/data.md lists the forms.")
-    declared_size: _Count = Field(description="Number of records that the coordinator is told; a round figure is fine.")
+    declared_size: _Count = Field(
+        description="Number of records, or patients, that the coordinator is told; a round figure is fine."
+    )
     classes: _Classes = Field(description="All class names, in the federation's order, present here or not.")
     ledgers: _Text = Field(
         "ledgers", description="Folder of the ledger; nodes of several federations on the same data must share it."
+    )
+    cache_key: Annotated[_Text | None, Expected("the name of a file")] = Field(
+        None, description="File of the key that features and index are encrypted with; not given: they are not."
     )
     keys: Annotated[dict[str, str], Expected("a table from roles to names in the file")] = Field(
         {}, description="The file's own names, as in a run's [data.keys]."
@@ -88,8 +97,8 @@ class PrivacySection(_Section):
 
     max_epsilon: _Positive = Field(description="Cap on all that is ever released from the data set, at this delta.")
     delta: _Fraction = Field(description="At most 1 / declared_size; fixed for the data set for ever.")
-    unit: Annotated[Literal["record"], Expected('"record"')] = Field(
-        "record", description="What one person's protection covers."
+    unit: Annotated[Literal["record", "patient"], Expected('"record" or "patient"')] = Field(
+        "record", description="What one person's protection covers: one record, or all records of a patient."
     )
     acknowledge_record_unit: Annotated[bool, Expected("true or false")] = Field(
         False, description='Confirms unit "record" for data that name patients.'
@@ -98,6 +107,12 @@ class PrivacySection(_Section):
     max_clipping_norm: _Positive = Field(1e6, description="Plans with a larger clipping norm are refused.")
     partial: Annotated[bool, Expected("true or false")] = Field(
         False, description="Join a plan that is too long, and stop at the last round that fits the cap."
+    )
+    approved_plans_only: Annotated[bool, Expected("true or false")] = Field(
+        False, description="Join only plans whose digest was approved by `fedgraft node approve plan`."
+    )
+    answer_after_s: _NotNegative = Field(
+        0.0, description="Answers that records went into leave at a multiple of so many seconds; 0: at once."
     )
 
 

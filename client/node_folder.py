@@ -8,23 +8,24 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.approvals import APPROVALS
+from client.isolation import SOCKET, confined, relay
+from client.keys import KEY, make_key
 from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from common import durable, places
-from common.errors import ConfigError
-from common.privacy.keys import openssh
+from common.errors import ConfigError, PrivacyError
+from common.runtime_secret import secret_options
 from common.supervisor import Program, without_proxy
 
-KEY, PUBLIC_KEY, CERTIFICATE, PAUSED = "node.key", "node.key.pub", "ca.crt", "paused"
+CERTIFICATE, PAUSED = "ca.crt", "paused"
 
 TEMPLATE = """# What this hospital decides. No server can change it; restart the node after a change.
 
 [node]
 name = {name}                # as the coordinator registered it
+# isolation = "process"      # the app, which reads the records, has no network and changes no file but its own
 
 [server]
 address = {address}          # the only machine that this node talks to
@@ -34,17 +35,21 @@ certificate = "ca.crt"       # the coordinator's, from the join file
 id = {id}                    # name of the data set in the ledger; data that overlap share one, for ever
 # ledgers = "/var/lib/fedgraft/ledgers"   # where the ledger is; share it if you join another federation with these data
 source = {source}            # a file or a folder; never leaves this machine
-declared_size = {size}       # number of records, told to the coordinator; a round figure is fine
+declared_size = {size}       # number of records (of patients, where they are the unit); a round figure is fine
 classes = {classes}          # all class names of the federation, in its order
+# cache_key = "/run/keys/fedgraft.key"   # encrypts the features kept here; made by `fedgraft node cache-key`
 # keys = {{ labels = "diagnosis" }}   # the file's own names, where they differ
 
 [privacy]
 max_epsilon = {epsilon}      # cap on all that is ever released from the data set
 delta = {delta}              # at most 1 / declared_size; fixed for ever
+unit = {unit}                # what is protected as a whole: one "record", or one "patient" with all of its records
 # min_noise_multiplier = 0.5 # plans with less noise are refused
 # max_clipping_norm = 10.0   # plans with a larger clipping norm are refused
 # partial = true             # join a plan that is too long, until the last round that fits
-# acknowledge_record_unit = true   # where the data name patients: one record is protected, not all of a patient's
+# approved_plans_only = true # join only plans that `fedgraft node approve plan` approved
+# answer_after_s = 60.0      # answers leave at a multiple of so many seconds: how long a round took is not seen
+# acknowledge_record_unit = true   # for the unit "record", where the data name patients
 """
 
 
@@ -82,14 +87,15 @@ def make_node(folder: Path, join: Join, name: str, values: dict[str, object]) ->
         folder: is made.
         join: of the coordinator.
         name: of the node.
-        values: of the template's other fields: ``source``, ``size``, ``classes``, ``epsilon``, ``delta``.
+        values: of the template's other fields: ``source``, ``size``, ``classes``, ``epsilon``, ``delta``,
+            and ``unit`` where it is not the record.
 
     Raises:
         ConfigError: there is a node in it already, or it cannot be made.
     """
     if (folder / NODE_TOML).exists():
         raise ConfigError(f"{folder} holds a node already; choose another --home")
-    fields = {"name": name, "id": f"{name}-data", "address": join.address, **values}
+    fields = {"name": name, "id": f"{name}-data", "address": join.address, "unit": "record", **values}
     text = TEMPLATE.format(**{key: json.dumps(value, ensure_ascii=False) for key, value in fields.items()})
     parse_node_config(text.replace("= NaN", "= nan").replace("= Infinity", "= inf"), folder / NODE_TOML)
     try:
@@ -97,13 +103,7 @@ def make_node(folder: Path, join: Join, name: str, values: dict[str, object]) ->
         folder.chmod(0o700)
     except OSError as error:
         raise ConfigError(f"the folder {folder} cannot be made ({error.strerror}); choose another --home") from error
-    if not (folder / KEY).exists():
-        key = ec.generate_private_key(ec.SECP384R1())
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-        durable.write_bytes(folder / PUBLIC_KEY, f"{openssh(key.public_key())} {name}\n".encode())
-        durable.write_bytes(folder / KEY, private, mode=0o600)
+    make_key(folder, name)
     durable.write_bytes(folder / CERTIFICATE, join.certificate.encode())
     durable.write_bytes(folder / NODE_TOML, text.encode(), mode=0o600)
 
@@ -114,6 +114,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {
         **without_proxy(os.environ),
         "PATH": programs,
+        "PYTHONSAFEPATH": "1",  # nothing is imported from the folder where programs run, and apps write
         places.NODE_FOLDER: str(folder),
         places.CACHE: str(folder / "cache"),
         "FLWR_HOME": str(folder / "flwr"),
@@ -125,26 +126,48 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def programs(folder: Path, config: NodeConfig, runtime_port: int) -> list[Program]:
+def programs(folder: Path, config: NodeConfig, runtime_port: int, health_port: int = 0) -> list[Program]:
     """What a node keeps running: the SuperNode, and the warm process that apps are forked from.
 
     Args:
         folder: of the node, absolute.
         config: its ``node.toml``.
         runtime_port: on the loopback, by which the two talk.
+        health_port: on the loopback, where the SuperNode answers gRPC health checks; 0 for none.
     """
     files = ["--root-certificates", str(folder / config.server.certificate)]
     files += ["--auth-supernode-private-key", str(folder / KEY)]
     link = ["--superlink", config.server.address, "--isolation", "process", "--host", "127.0.0.1"]
     node = [sys.executable, "-m", "client.supernode", str(folder), *files, *link, "--port", str(runtime_port)]
-    apps = ["--runtime-api-address", f"127.0.0.1:{runtime_port}", "--insecure"]
-    around = environment(folder)
-    return [
-        Program("supernode", node, around),
-        Program("apps", [sys.executable, "-m", "common.warm_executor", str(folder / APPROVALS), *apps], around),
-    ]
+    node += secret_options(folder)
+    if health_port:
+        node += ["--health-server-address", f"127.0.0.1:{health_port}"]
+    around, address = environment(folder), f"127.0.0.1:{runtime_port}"
+    supernode, apps = Program("supernode", node, around), executor(folder, address)
+    if config.node.isolation == "none":
+        return [supernode, Program("apps", apps, around)]
+    carried = [supernode, Program("relay", relay(SOCKET, address), around)]
+    if config.node.isolation == "container":  # there, `fedgraft node apps` is at work
+        return carried
+    return [*carried, Program("apps", confined(relay(address, SOCKET, apps), folder, config), around)]
+
+
+def executor(folder: Path, runtime_address: str) -> list[str]:
+    """The command of the warm process that apps are forked from, given how it reaches the SuperNode."""
+    start = [sys.executable, "-m", "common.warm_executor", str(folder / APPROVALS)]
+    return [*start, "--runtime-api-address", runtime_address, "--insecure", *secret_options(folder)]
 
 
 def is_paused(folder: Path) -> bool:
     """Whether the operator has paused the node: it answers every message with a refusal."""
     return (folder / PAUSED).exists()
+
+
+def check_awake(folder: Path) -> None:
+    """Make sure that the operator has not paused the node.
+
+    Raises:
+        PrivacyError: they have.
+    """
+    if is_paused(folder):
+        raise PrivacyError("the operator has paused this node; run `fedgraft node resume` to take part again")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from common.errors import PrivacyError
 from common.messages import Offer
+from common.plan_file import plan_digest, plan_in_words
 from common.privacy.plan import PrivacyPlan
 
 
@@ -24,6 +25,7 @@ class Policy:
         max_clipping_norm: plans with a larger clipping norm are refused.
         backbones: SHA-256 digests of the backbones that may be used; None allows all.
         partial: whether a plan that passes ``max_epsilon`` is joined, until the last round that fits.
+        plans: digests of the plans that may be joined (``common.plan_file``); None joins all that keep to the caps.
     """
 
     max_epsilon: float
@@ -34,6 +36,7 @@ class Policy:
     max_clipping_norm: float = math.inf
     backbones: frozenset[str] | None = None
     partial: bool = False
+    plans: frozenset[str] | None = None
 
     def accept(self, offer: Offer, declared_size: int) -> PrivacyPlan:
         """Check an offer against the policy and make this node's plan of it, before any record is read.
@@ -62,5 +65,10 @@ class Policy:
             raise PrivacyError(
                 f"the backbone {offer.model.backbone} with digest {offer.model.backbone_digest} is not approved on "
                 "this node; approve it first"
+            )
+        if self.plans is not None and (digest := plan_digest(offer.model, terms)) not in self.plans:
+            raise PrivacyError(
+                f"this node joins approved plans only, and nobody approved the plan {digest} "
+                f"({plan_in_words(offer.model, terms)}); to join it, run `fedgraft node approve plan {digest}`"
             )
         return terms.for_node(declared_size)

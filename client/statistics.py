@@ -49,8 +49,8 @@ def release_statistics(task: StatisticsTask, node: Node) -> Statistics:
         records = node.records(model)  # sensitive from here
         values = noised_sums(task, records, plan, node.randomness(NOISE_UNIT - task.candidate)[1])
         released = egress.release_statistics(values, size)
-        ledger.commit(reservation, released.values.astype("<f8").tobytes())
-    return released
+        settled = ledger.settle(reservation, released.values.astype("<f8").tobytes())
+    return egress.release_statistics(np.frombuffer(settled, dtype="<f8"), size)
 
 
 def noised_sums(
@@ -81,6 +81,11 @@ def _accept(task: StatisticsTask, node: Node) -> PrivacyPlan:
     """Make the plan, or refuse it, from public constants only."""
     accept_offer(task.offer, node)
     terms = task.offer.terms
+    if terms.unit != "record":
+        raise PrivacyError(
+            f"statistics are clipped record by record, and would not protect one {terms.unit}; rank backbones on other "
+            "data, or without asking nodes"
+        )
     if not 1 <= task.candidate <= terms.rounds:
         raise ProtocolError(f"expected a candidate from 1 to {terms.rounds}, got {task.candidate}; refuse the message")
     if (terms.sampling_rate, terms.steps_per_round, terms.clipping_norm) != (1.0, 1, SENSITIVITY):

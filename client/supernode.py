@@ -22,17 +22,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from flwr.client.grpc_rere_client import connection
 from flwr.common.constant import SubStatus
 from flwr.supercore.fab import Fab
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR, InMemoryNodeState
 
 from client.approvals import read_approvals
+from client.channel import create_channel
+from client.contact import noting
 from client.gateway import Gateway
 from common.errors import ConfigError
 
 POLL_S = 0.2
-GET_FAB = 4  # its place among what Flower's connection gives
+RECEIVE, GET_FAB = 1, 4  # their places among what Flower's connection gives
 
 command = importlib.import_module("flwr.supernode.cli.flower_supernode")  # the package hides it behind its function
 log = logging.getLogger("fedgraft.node")
@@ -68,6 +71,7 @@ def patch(folder: Path) -> None:
     def connected(*arguments: Any, **options: Any) -> Iterator[tuple[Any, ...]]:
         with connect(*arguments, **options) as parts:
             given: list[Any] = list(parts)
+            given[RECEIVE] = noting(given[RECEIVE], folder)
             given[GET_FAB] = approved_only(given[GET_FAB], folder)
             yield tuple(given)
 
@@ -98,6 +102,7 @@ def patch(folder: Path) -> None:
 
     for module, name, value in (
         (InMemoryNodeState, "finish_task", finish_and_answer),
+        (connection, "create_channel", create_channel),
         (flower, "_init_connection", connected),
         (flower, "_pull_and_store_message", receive_and_remember),
         (flower, "_push_messages", answer_checked),

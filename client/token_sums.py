@@ -40,11 +40,11 @@ def token_clipped_sum(
         for states, mask, aims in _stacks(head, loss, features.detach(), targets):
             slopes = _slopes(head, loss, states, mask, aims)
             whole = {"weight": np.matmul(slopes.transpose(0, 2, 1), states), "bias": slopes.sum(axis=1)}
-            spoiled += _add(sums, {name: whole[name] for name in named}, clipping_norm)
+            spoiled += add_clipped(sums, {name: whole[name] for name in named}, clipping_norm)
     return ClippedSum(sums, clipping_norm, spoiled)
 
 
-def _add(sums: Mapping[str, Tensor], gradients: Mapping[str, Floats], clipping_norm: float) -> int:
+def add_clipped(sums: Mapping[str, Tensor], gradients: Mapping[str, Floats], clipping_norm: float) -> int:
     """Add the clipped gradients of a stack, each (B, ...); how many were not finite and counted zero."""
     if not sums:
         return 0

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from client import egress
 from client.home import Node, Records, check_backbone
 from client.ledger import Spend, StoredReply
-from client.mechanism import clipped_sum, noisy_gradient
-from common.errors import ConfigError, ProtocolError
+from client.mechanism import ClippedSum, clipped_sum, noisy_gradient
+from client.patient_sums import draw, patient_clipped_sum
+from common.errors import ConfigError, PrivacyError, ProtocolError
 from common.heads import arrays_digest, head_arrays
 from common.messages import EvaluateTask, Hello, Metrics, Offer, TrainTask, Update
 from common.model import make_head, trained_head
 from common.privacy.noise import Randomness
-from common.privacy.plan import PrivacyPlan
-from common.tasks import task_named
+from common.privacy.plan import PrivacyPlan, PrivacyTerms
+from common.tasks import PerUnitLoss, task_named
 
 
 def accept_offer(offer: Offer, node: Node) -> Hello:
@@ -31,9 +32,8 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
     """
     own, plan = _accept(offer, node)
     make_head(own.model)  # cut, head and what of it is trained
-    if not node.policy.partial:
-        with node.open_ledger() as ledger:
-            ledger.check_plan(plan, offer.run_id)
+    with node.open_ledger() as ledger:
+        ledger.check_plan(plan, offer.run_id, whole=not node.policy.partial)
     return egress.release_hello(node.name, node.declared_size)
 
 
@@ -62,7 +62,9 @@ def train_round(task: TrainTask, node: Node) -> Update:
         records = node.records(task.offer.model)  # sensitive from here
         head = private_update(module, task, records, plan, node.randomness(task.round))
         update = egress.release_update(head, task.head)
-        ledger.commit(reservation, safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()}))
+        reply = safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()})
+        if (settled := ledger.settle(reservation, reply)) != reply:
+            update = egress.release_update(safetensors.torch.load(settled), task.head)
     return update
 
 
@@ -87,14 +89,26 @@ def private_update(
     parameters = {name: value for name, value in head.named_parameters() if value.requires_grad}
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
-        features, targets = records.take(sampling.bernoulli(len(records), plan.terms.sampling_rate))
-        clipped = clipped_sum(head, loss, features, targets, plan.terms.clipping_norm)
+        clipped = _sampled_sum(head, loss, records, plan.terms, sampling)
         gradient = noisy_gradient(clipped, plan, noise)
         with torch.no_grad():
             for name, value in parameters.items():
                 pull = task.proximal_mu * (value - task.head[name])
                 value.sub_(task.learning_rate * (gradient[name] + pull))
     return {name: _bounded(value) for name, value in head_arrays(head).items()}
+
+
+def _sampled_sum(
+    head: nn.Module, loss: PerUnitLoss, records: Records, terms: PrivacyTerms, sampling: Randomness
+) -> ClippedSum:
+    """The clipped sum over a Poisson sample of units; a unit is a record, or a patient with all of its records."""
+    if terms.unit == "record":
+        features, targets = records.take(sampling.bernoulli(len(records), terms.sampling_rate))
+        return clipped_sum(head, loss, features, targets, terms.clipping_norm)
+    if records.patients is None:
+        raise PrivacyError('the plan protects one patient, and the data name none; use unit "record", or name them')
+    drawn, sizes = draw(records.patients, terms.sampling_rate, terms.records_per_unit, sampling)
+    return patient_clipped_sum(head, loss, *records.take(drawn), sizes, terms.clipping_norm)
 
 
 def _bounded(values: Tensor) -> Tensor:

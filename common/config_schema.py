@@ -214,6 +214,9 @@ class PrivacyConfig(_Section):
     acknowledge_record_unit: Annotated[bool, Expected("true or false")] = Field(
         False, description='Confirms unit "record" for data that name patients.'
     )
+    records_per_patient: Annotated[int, Field(ge=1, le=10_000), Expected("a whole number from 1 to 10000")] = Field(
+        10, description='Most records of a patient in one step, drawn anew each time; for unit "patient" only.'
+    )
 
 
 class EvaluationConfig(_Section):

@@ -33,3 +33,7 @@ class BackboneMismatchError(ConfigError):
 
 class BrokenChainError(PrivacyError):
     """A ledger is not as it was written, so what was spent is unknown."""
+
+
+class ReleasedOnceError(PrivacyError):
+    """Another reply to the same question was committed before this one."""

@@ -26,7 +26,8 @@ from common.errors import ConfigError
 from common.feature_pass import FeaturePass, Precision, device
 from common.grafting import cut_point
 from common.places import cache_bytes, cache_folder
-from common.segments import Segments, as_keys, make_room, mark_used, write_segment
+from common.sealing import Seal
+from common.segments import Segments, as_keys, delete_segments, drop_records, make_room, mark_used, write_segment
 
 TRIES = 3  # of finding in the cache what was just written there
 FORMAT = 4  # counts up when the way of computing features changes their bits
@@ -41,10 +42,12 @@ class FeatureCache:
     Attributes:
         folder: where segments live; made on first use, mode 0700.
         most_bytes: bound on its size; what was used longest ago makes room.
+        seal: encrypts what is kept; only what it has sealed is used then.
     """
 
     folder: Path
     most_bytes: int = 50 * 2**30
+    seal: Seal | None = None
 
     def features(
         self,
@@ -64,16 +67,17 @@ class FeatureCache:
             precision: of convolutions and matrix products, as ``common.precision.resolve`` chose it.
 
         Returns:
-            float32, read-only; memory-mapped where one segment holds the records in this order.
+            float32, read-only; memory-mapped where one segment holds the records in this order, in memory where they
+            are sealed.
 
         Raises:
-            ConfigError: the cut does not exist, a segment is damaged, or the disk is full.
+            ConfigError: the cut does not exist, a segment is damaged or does not open, or the disk or memory is full.
         """
         place = self.folder / address(backbone, cut, precision)
         wanted = as_keys(data.record_digests())
         for _ in range(TRIES):
             mark_used(place)
-            known = Segments(place)
+            known = Segments(place, self.seal)
             missing = np.flatnonzero(~known.contains(wanted))
             if not len(missing):
                 return known.rows(wanted)
@@ -81,7 +85,8 @@ class FeatureCache:
             fresh = missing[np.sort(first)]
             values = extract(backbone, cut, data.take(fresh), progress, precision)
             make_room(self.folder, place, values.nbytes, self.most_bytes)
-            write_segment(place, wanted[fresh], values)
+            write_segment(place, wanted[fresh], values, self.seal)
+            del values  # what is sealed is read into memory once more
         raise ConfigError(
             f"the feature cache {self.folder} lost what was written, {TRIES} times: another process empties it; wait "
             "for it, or give this one a cache of its own in FEDGRAFT_CACHE"
@@ -100,16 +105,20 @@ class FeatureCache:
         """
         place, wanted = self.folder / address(backbone, cut, precision), as_keys(digests)
         mark_used(place)
-        known = Segments(place)
+        known = Segments(place, self.seal)
         return known.rows(wanted) if bool(known.contains(wanted).all()) else None
+
+    def drop(self, unwanted: Callable[[NDArray[np.uint8]], NDArray[np.bool_]]) -> int:
+        """Delete the features of some records, and of no others; returns how many there were.
+
+        Args:
+            unwanted: of digests (N, 32), which ones go, shape (N,).
+        """
+        return drop_records(self.folder, unwanted, self.seal)
 
     def purge(self) -> int:
         """Delete every segment; returns how many bytes were freed."""
-        freed = 0
-        for path in sorted(self.folder.glob("*/*.safetensors")):
-            freed += path.stat().st_size
-            path.unlink()
-        return freed
+        return delete_segments(self.folder)
 
 
 def default_cache() -> FeatureCache:

@@ -104,7 +104,7 @@ class Hello:
 
     Attributes:
         name: of the node.
-        declared_size: number of records, a public constant that the operator declares.
+        declared_size: number of units (records, or patients), a public constant that the operator declares.
     """
 
     name: str

@@ -2,6 +2,9 @@
 
 A segment is written whole and renamed into place, mode 0600; it never changes. Whole folders of segments are dropped,
 those first that were used longest ago, where the cache would grow beyond its bound.
+
+A sealed segment holds the same, encrypted, in parts that fit into memory: digests and features are sealed each by
+itself, bound to the file's place, so that neither can be changed or exchanged. It cannot be memory-mapped.
 """
 
 from __future__ import annotations
@@ -10,15 +13,22 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
 from common import durable
 from common.errors import ConfigError
+from common.sealing import Seal, SealBrokenError
+
+PLAIN, SEALED = ".safetensors", ".sealed"
+SEALED_PART_BYTES = 64 * 2**20  # of features in one sealed segment: what is decrypted beside the result
 
 
 def as_keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
@@ -28,7 +38,7 @@ def as_keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
 
 def bytes_of(folder: Path) -> int:
     """Size of all segments below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.is_file())
+    return sum(path.stat().st_size for path in _files(folder, "**/*", (PLAIN, SEALED)) if path.is_file())
 
 
 def make_room(cache: Path, place: Path, wanted: int, most: int) -> None:
@@ -64,29 +74,104 @@ def mark_used(place: Path) -> None:
         os.utime(place)
 
 
-def write_segment(place: Path, keys: NDArray[np.void], values: NDArray[np.float32]) -> None:
-    """Keep the features (N, D) of the records with these keys."""
+def write_segment(place: Path, keys: NDArray[np.void], values: NDArray[np.float32], seal: Seal | None = None) -> None:
+    """Keep the features (N, D) of the records with these keys, sealed where a seal is given."""
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     place.mkdir(mode=0o700, exist_ok=True)
     digests = keys.view(np.uint8).reshape(len(keys), 32)
+    if seal is not None:
+        _write_sealed(place, digests, values, seal)
+        return
     name = hashlib.sha256(digests.tobytes()).hexdigest()[:32]
     blob = safetensors.numpy.save({"features": values, "records": digests})
-    durable.write_bytes(place / f"{name}.safetensors", blob, mode=0o600)
+    durable.write_bytes(place / f"{name}{PLAIN}", blob, mode=0o600)
+
+
+def _write_sealed(place: Path, digests: NDArray[np.uint8], values: NDArray[np.float32], seal: Seal) -> None:
+    step = max(1, SEALED_PART_BYTES // max(1, values[:1].nbytes))
+    for start in range(0, len(values), step):
+        name = f"{os.urandom(16).hex()}{SEALED}"  # a hash of the records would tell who they are
+        parts: dict[str, NDArray[Any]] = {
+            "records": digests[start : start + step],
+            "features": values[start : start + step],
+        }
+        closed = {part: seal.close(held.tobytes(), _label(place / name, part)) for part, held in parts.items()}
+        blob = safetensors.numpy.save({part: np.frombuffer(held, dtype=np.uint8) for part, held in closed.items()})
+        durable.write_bytes(place / name, blob, mode=0o600)
+
+
+def drop_records(
+    cache: Path, unwanted: Callable[[NDArray[np.uint8]], NDArray[np.bool_]], seal: Seal | None = None
+) -> int:
+    """Take some records' features out of all segments; the others' stay.
+
+    Sealed segments that do not open are deleted: nobody can say whose features they are.
+
+    Args:
+        cache: folder of the folders of segments.
+        unwanted: of digests (N, 32), which ones go, shape (N,).
+        seal: opens sealed segments.
+
+    Returns:
+        How many were taken out.
+    """
+    dropped = 0
+    for path in _files(cache, "*/*", (PLAIN, SEALED)):
+        try:
+            segment = _Segment(path, seal)
+        except FileNotFoundError:
+            continue  # another process made room just now
+        except ConfigError:
+            if path.suffix != SEALED:
+                raise
+            path.unlink(missing_ok=True)
+            continue
+        gone = unwanted(segment.digests)
+        if not gone.any():
+            continue
+        if not gone.all():
+            kept = segment.values()[~gone]
+            write_segment(path.parent, as_keys(segment.digests[~gone]), kept, seal if path.suffix == SEALED else None)
+        path.unlink(missing_ok=True)
+        durable.sync_folder(path.parent)
+        dropped += int(gone.sum())
+    return dropped
+
+
+def delete_segments(cache: Path, suffixes: Sequence[str] = (PLAIN, SEALED)) -> int:
+    """Delete all segments of these kinds; returns how many bytes were freed."""
+    freed = 0
+    for path in _files(cache, "*/*", suffixes):
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            continue  # another process was quicker
+        freed += size
+    return freed
+
+
+def check_segments(cache: Path, seal: Seal | None) -> None:
+    """Make sure that what is sealed in a cache opens.
+
+    Raises:
+        ConfigError: something does not.
+    """
+    for path in _files(cache, "*/*", (SEALED,)):
+        _Segment(path, seal)
 
 
 class Segments:
     """All segments of one address, and where each record is."""
 
-    def __init__(self, place: Path) -> None:
-        self._values: list[NDArray[np.float32]] = []
-        keys: list[NDArray[np.void]] = []
-        for path in sorted(place.glob("*.safetensors")):
+    def __init__(self, place: Path, seal: Seal | None = None) -> None:
+        self._segments: list[_Segment] = []
+        for path in _files(place, "*", (PLAIN,) if seal is None else (SEALED,)):
             try:
-                digests, values = _map_segment(path)
+                self._segments.append(_Segment(path, seal))
             except FileNotFoundError:
                 continue  # another process made room just now
-            keys.append(as_keys(digests))
-            self._values.append(values)
+        keys = [as_keys(segment.digests) for segment in self._segments]
         self._sizes = [len(part) for part in keys]
         self._sorted, self._origin = _sort_keys(keys)
 
@@ -99,16 +184,82 @@ class Segments:
         return found
 
     def rows(self, wanted: NDArray[np.void]) -> NDArray[np.float32]:
-        """Features of these records, all of which are here, shape (N, D); memory-mapped where they lie in order."""
+        """Features of these records, all of which are here, shape (N, D); memory-mapped where they lie in order.
+
+        Raises:
+            ConfigError: they are sealed and do not open, or do not fit into memory.
+        """
         place = self._origin[np.searchsorted(self._sorted, _sortable(wanted))]
         starts = np.cumsum([0, *self._sizes])
-        segment = np.searchsorted(starts, place, side="right") - 1
-        local = place - starts[segment]
-        if (segment == segment[0]).all():
-            values = self._values[int(segment[0])]
-            in_order = len(local) == len(values) and bool((local == np.arange(len(local))).all())
-            return values if in_order else values[local]
-        return np.stack([self._values[s][row] for s, row in zip(segment, local, strict=True)])
+        number = np.searchsorted(starts, place, side="right") - 1
+        local = place - starts[number]
+        first = self._segments[int(number[0])].values()
+        if (number == number[0]).all():
+            in_order = len(local) == len(first) and bool((local == np.arange(len(local))).all())
+            return first if in_order else first[local]
+        if any(segment.sealed for segment in self._segments):
+            _check_memory(len(wanted) * first[:1].nbytes)
+        found = np.empty((len(wanted), first.shape[1]), dtype=np.float32)
+        for one in np.unique(number):
+            here = np.flatnonzero(number == one)
+            values = first if one == number[0] else self._segments[int(one)].values()
+            found[_run(here)] = values[_run(local[here])]
+        return found
+
+
+class _Segment:
+    """One file: the digests of its records now, and their features when they are wanted."""
+
+    def __init__(self, path: Path, seal: Seal | None) -> None:
+        self.path, self.sealed, self._seal = path, path.suffix == SEALED, seal
+        if self.sealed:
+            self.digests = np.frombuffer(self._opened("records"), dtype=np.uint8).reshape(-1, 32)
+        else:
+            self.digests, self._mapped = _map_segment(path)
+
+    def values(self) -> NDArray[np.float32]:
+        """Features (N, D): memory-mapped, or decrypted anew."""
+        if not self.sealed:
+            return self._mapped
+        return np.frombuffer(self._opened("features"), dtype=np.float32).reshape(len(self.digests), -1)
+
+    def _opened(self, part: str) -> bytes:
+        try:
+            if self._seal is None:
+                raise SealBrokenError
+            with safetensors.safe_open(self.path, framework="numpy") as file:
+                return self._seal.open(file.get_tensor(part).data, _label(self.path, part))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, SealBrokenError, safetensors.SafetensorError) as error:
+            raise ConfigError(
+                f"the sealed features in {self.path} do not open: they were changed, or sealed with another key; bring "
+                "that key back, or run `fedgraft node purge-cache` to have them made anew"
+            ) from error
+
+
+def _run(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """A slice where the indices follow one another, which copies several times as fast."""
+    start, end = int(indices[0]), int(indices[-1]) + 1
+    in_order = end - start == len(indices) and bool((np.diff(indices) == 1).all())
+    return slice(start, end) if in_order else indices
+
+
+def _label(path: Path, part: str) -> str:
+    return f"{path.parent.name}/{path.name}/{part}"
+
+
+def _files(folder: Path, pattern: str, suffixes: Sequence[str]) -> list[Path]:
+    return sorted(path for suffix in suffixes for path in folder.glob(pattern + suffix))
+
+
+def _check_memory(wanted: int) -> None:
+    available = psutil.virtual_memory().available
+    if wanted > available:
+        raise ConfigError(
+            f"encrypted features are decrypted into memory, and need {wanted / 2**30:.1f} GiB of which "
+            f"{available / 2**30:.1f} are free; choose a later model.cut, add memory, or leave data.cache_key out"
+        )
 
 
 def _sortable(keys: NDArray[np.void]) -> NDArray[np.bytes_]:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from types import FrameType
 
 from common.errors import ConfigError
 from common.locks import lock
+from common.log_files import DRAIN_S, LogFile, copy_lines
 
 PID_FILE = "pid"
 LOGS = "logs"
@@ -25,7 +27,6 @@ HEALTHY_S = 60.0
 GRACE_S = 10.0
 POLL_S = 0.1
 LOOKING_S = 1.0  # somebody who only looks lets go at once
-LOG_BYTES = 10_000_000
 PR_SET_PDEATHSIG = 1
 SUPERVISOR = "FEDGRAFT_SUPERVISOR"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -49,6 +50,8 @@ class Program:
 @dataclass
 class _Running:
     program: Program
+    log: LogFile
+    reader: threading.Thread | None = None
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     wait_s: float = 0.5
@@ -62,8 +65,13 @@ def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "NO_PROXY": hosts, "no_proxy": hosts}
 
 
-def supervise(programs: Sequence[Program], folder: Path, said: Callable[[str], None]) -> None:
-    """Keep programs running until SIGTERM or SIGINT; their output goes to ``logs/`` in the folder.
+def supervise(
+    programs: Sequence[Program],
+    folder: Path,
+    said: Callable[[str], None],
+    again: Callable[[], Sequence[Program]] | None = None,
+) -> None:
+    """Keep programs running until SIGTERM or SIGINT; their output goes to ``logs/`` in the folder, which is bounded.
 
     A program that ends is started again, after a wait that doubles up to 15 s; Flower refuses a SuperNode that comes
     back within about 50 s of a hard end, so that a few attempts may fail.
@@ -72,17 +80,21 @@ def supervise(programs: Sequence[Program], folder: Path, said: Callable[[str], N
         programs: started in this order, and ended in the opposite one.
         folder: of the node or the coordinator; one supervisor at a time.
         said: is told, in a line each, what happens.
+        again: gives the same programs for the next start, asked when the first of them has ended: another command, if a
+            port was taken meanwhile. Others whose command it changes are ended, and started with it.
 
     Raises:
         ConfigError: another supervisor is at work in the folder, or a program cannot be started at all.
     """
     (folder / LOGS).mkdir(mode=0o700, exist_ok=True)
     with _alone(folder), _until_told() as told:
-        running = [_Running(program) for program in programs]
+        running = [_Running(program, LogFile(folder / LOGS / f"{program.name}.log")) for program in programs]
         try:
             while not told():
                 for one in running:
-                    _keep(one, folder, said)
+                    ended = _keep(one, folder, said)
+                    if ended and one is running[0] and again is not None:
+                        _change(running, again())
                 time.sleep(POLL_S)
         finally:
             for one in reversed(running):
@@ -137,53 +149,62 @@ def end_with_parent(parent: int | None = None) -> None:
             os._exit(1)
 
 
-def _keep(one: _Running, folder: Path, said: Callable[[str], None]) -> None:
+def _change(running: Sequence[_Running], programs: Sequence[Program]) -> None:
+    """Have every program go on as it is given now."""
+    for one, program in zip(running, programs, strict=True):
+        if list(program.command) != list(one.program.command) and one.process is not None:
+            _end(one)
+            one.process = None
+        one.program = program
+
+
+def _keep(one: _Running, folder: Path, said: Callable[[str], None]) -> bool:
+    """Start a program that is due; say whether one has just ended."""
     now = time.monotonic()
     if one.process is None:
         if now >= one.due:
             one.process, one.began = _start(one.program, folder), now
-        return
+            assert one.process.stdout is not None
+            one.reader = copy_lines(one.process.stdout, one.log)
+        return False
     status = one.process.poll()
     if status is None:
-        return
+        return False
     one.wait_s = 0.5 if now - one.began > HEALTHY_S else min(2 * one.wait_s, LONGEST_WAIT_S)
     one.process, one.due = None, now + one.wait_s
     said(
         f"{one.program.name} ended with status {status}, starts again in {one.wait_s:g} s; see "
         f"{folder / LOGS / one.program.name}.log"
     )
+    return True
 
 
 def _start(program: Program, folder: Path) -> subprocess.Popen[bytes]:
-    log = folder / LOGS / f"{program.name}.log"
-    if log.exists() and log.stat().st_size > LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
-    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     try:
         return subprocess.Popen(
             list(program.command),
             stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**program.environment, SUPERVISOR: str(os.getpid())},
             cwd=folder,
             start_new_session=True,  # Ctrl-C is for the supervisor, which ends them in order
         )
     except OSError as error:
         raise ConfigError(f"could not start {program.command[0]}: {error.strerror}; reinstall fedgraft") from error
-    finally:
-        os.close(descriptor)
 
 
 def _end(one: _Running) -> None:
-    if one.process is None:
-        return
-    one.process.terminate()
-    try:
-        one.process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        one.process.kill()
-        one.process.wait()
+    if one.process is not None:
+        one.process.terminate()
+        try:
+            one.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+    if one.reader is not None:
+        one.reader.join(DRAIN_S)  # its last lines; a grandchild may keep the pipe open
+    one.log.close()
 
 
 @contextmanager

@@ -5,8 +5,9 @@ milliseconds. The app's own code still comes from the bundle that Flower unpacks
 time from its bytes, into a folder of its own, and only if the operator has approved their SHA-256, whoever hands them
 out.
 
-Usage: ``python -m common.warm_executor APPROVED`` and then Flower's arguments ``--runtime-api-address``, and
-``--root-certificates`` or ``--insecure``. APPROVED is a JSON file whose ``apps`` has the digests as keys.
+Usage: ``python -m common.warm_executor APPROVED`` and then Flower's arguments ``--runtime-api-address``,
+``--superexec-auth-secret-file``, and ``--root-certificates`` or ``--insecure``. APPROVED is a JSON file whose ``apps``
+has the digests as keys.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from typing import Any
 import opacus.validators  # noqa: F401 (imported here, once, for all)
 import torch  # noqa: F401
 from flwr.app import Error
+from flwr.supercore.auth import add_superexec_auth_secret_args, load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec import run_superexec as superexec
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.superlink.cli import flwr_serverapp
 from flwr.supernode.cli import flwr_clientapp
+
+from common.task_end import tell_failed
 
 OURS = ("common", "client", "server", "simulations")
 APPS: dict[TaskType, Callable[[], None]] = {
@@ -56,10 +60,13 @@ class ForkingExecutor:
 
     Args:
         approved: the file with the digests of the bundles that may run.
+        tell: is called for a task whose process ended badly.
     """
 
-    def __init__(self, approved: Path) -> None:
+    def __init__(self, approved: Path, tell: Callable[[ExecutionSpec], object]) -> None:
         self._approved = approved
+        self._tell = tell
+        self._children: dict[int, ExecutionSpec] = {}
 
     def get_eligible_capacity(
         self, supported_task_types: set[TaskType], *, insecure: bool = False, root_certificates_path: str | None = None
@@ -86,15 +93,17 @@ class ForkingExecutor:
             return LaunchResult.failed(str(error))
         if child == 0:
             _become(spec, self._approved, parent)
+        self._children[child] = spec
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Bury children that have ended."""
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            pass
+        """Bury children that have ended, and tell of those that did not end well."""
+        for child, spec in list(self._children.items()):
+            buried, status = os.waitpid(child, os.WNOHANG)
+            if buried:
+                del self._children[child]
+                if status != 0:
+                    self._tell(spec)
 
     def close(self) -> None:
         """Children end with their tasks, or with this process."""
@@ -175,17 +184,21 @@ def main() -> None:
     parser.add_argument("--runtime-api-address", required=True)
     parser.add_argument("--root-certificates")
     parser.add_argument("--insecure", action="store_true")
+    parser.add_argument("--health-server-address")
+    add_superexec_auth_secret_args(parser)
     options = parser.parse_args()
     home = Path(os.environ["FLWR_HOME"])
     home.mkdir(parents=True, exist_ok=True)
     for left in home.glob(f"{SCRATCH}*"):  # by apps that were killed
         shutil.rmtree(left, ignore_errors=True)
-    executor = ForkingExecutor(options.approved)
+    executor = ForkingExecutor(options.approved, tell_failed)
     _replace(superexec, "get_executor", lambda *_, **__: executor)
     superexec.run_superexec(
         runtime_api_address=options.runtime_api_address,
         insecure=options.insecure,
         root_certificates_path=options.root_certificates,
+        health_server_address=options.health_server_address,
+        superexec_auth_secret=load_superexec_auth_secret(options.superexec_auth_secret_file),
         runtime_dependency_install=False,
     )
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from common.backbones.package import FACTS
-from common.backbones.parcel import MOST_CHUNK_BYTES, MOST_FACTS_BYTES, Contents, Part
+from common.backbones.parcel import MOST_FACTS_BYTES, Contents, Part
 from common.errors import ProtocolError
 from common.messages import (
     EvaluateTask,
@@ -213,19 +213,20 @@ def decode_part(message: Message) -> Part:
     """Read a piece of a backbone.
 
     Raises:
-        ProtocolError: it is malformed, too large, or lists a file twice, or facts too large to be some.
+        ProtocolError: it is malformed, no whole piece, or lists a file twice, or facts too large to be some.
     """
     try:
         config = record(message.content, CONFIG, ConfigRecord)
         parsed, data = _Part.model_validate_json(str(config[TASK])), config[DATA]
     except (KeyError, ValidationError) as error:
         raise _no_part() from error
-    if not isinstance(data, bytes) or len(data) > MOST_CHUNK_BYTES:
+    part = Part(parsed.contents(), parsed.offset, data) if isinstance(data, bytes) else None
+    if part is None or not part.is_one():
         raise _no_part()
     names = [name for name, _ in parsed.files]
     if len(set(names)) < len(names) or names[0] != FACTS or parsed.files[0][1] > MOST_FACTS_BYTES:
         raise _no_part()
-    return Part(parsed.contents(), parsed.offset, data)
+    return part
 
 
 def encode_reply(reply: Reply, to: Message) -> Message:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common import durable
 from common.errors import ConfigError
+from common.ports import bare
 
 CA_DAYS, SERVER_DAYS = 3650, 825
 LOOPBACK = ("localhost", "127.0.0.1")
@@ -64,7 +65,7 @@ def make_certificates(folder: Path, names: Sequence[str], *, now: datetime.datet
     if not names:
         raise ConfigError("expected at least one name that nodes reach the server by, got none; give --name HOST")
     if not files.ca.exists():
-        _make_ca(files, now)
+        make_ca(files, now)
     authority, authority_key = _read_ca(files)
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
@@ -103,7 +104,14 @@ def names_of(certificate: x509.Certificate) -> list[str]:
     return [*found.get_values_for_type(x509.DNSName), *addresses]
 
 
-def _make_ca(files: Certificates, now: datetime.datetime) -> None:
+def next_ca_in(folder: Path) -> Certificates:
+    """Where a coordinator keeps the CA that it is about to use, see ``server.new_ca``."""
+    return replace(certificates_in(folder), ca=folder / "ca-next.crt", ca_key=folder / "ca-next.key")
+
+
+def make_ca(files: Certificates, now: datetime.datetime | None = None) -> None:
+    """Make a CA; its certificate comes last."""
+    now = now or datetime.datetime.now(datetime.UTC)
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedgraft federation CA")])
     usage = x509.KeyUsage(
@@ -160,7 +168,7 @@ def _identifier_of(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
 
 def _alternative(name: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(name))
+        return x509.IPAddress(ipaddress.ip_address(bare(name)))
     except ValueError:
         pass
     labels = name.split(".")

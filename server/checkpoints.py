@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,23 @@ class RunStore:
             ConfigError: the disk is full.
         """
         try:
-            with (self.folder / ASKED).open("a") as file:
-                file.write(json.dumps({"round": round_, "nodes": list(names)}) + "\n")
+            with (self.folder / ASKED).open("a+b") as file:
+                file.seek(0)
+                torn = not (b"\n" + file.read()).endswith(b"\n")  # by a crash or a full disk
+                line = json.dumps({"round": round_, "nodes": list(names)})
+                file.write(("\n" * torn + line + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise ConfigError(f"could not write {self.folder / ASKED}: {error.strerror}; free some space") from error
 
     def asked(self) -> dict[str, set[int]]:
-        """Node name to the rounds that it was ever asked for."""
+        """Node name to the rounds that it was ever asked for.
+
+        A line that was cut short was written for a round that nobody was asked for yet; those after it count.
+        """
         found: dict[str, set[int]] = {}
-        for line in read_lines(self.folder / ASKED):
+        for line in _all_whole_lines(self.folder / ASKED):
             for name in line["nodes"]:
                 found.setdefault(name, set()).add(line["round"])
         return found
@@ -158,6 +165,14 @@ def read_lines(log: Path) -> list[Line]:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             break
+    return lines
+
+
+def _all_whole_lines(log: Path) -> list[Line]:
+    lines = []
+    for text in log.read_text().splitlines() if log.exists() else []:
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
     return lines
 
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.new_ca_cli import new_ca
+from server.plan_cli import plan
+
 if TYPE_CHECKING:
     from server.place import Place
 
@@ -20,7 +23,12 @@ Home = Annotated[
     typer.Option("--home", help="The coordinator's folder; by default $FEDGRAFT_SERVER, else ~/fedgraft-server."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-USUAL = "fedgraft-server"
+
+server.command("new-ca", epilog="Example: fedgraft server new-ca")(new_ca)
+server.command("plan", epilog="Example: fedgraft server plan xrays.toml --out plan.json")(plan)
+
+
+MARKS = {"ok": "", "note": "NOTE ", "fail": "FAIL "}
 
 
 @server.callback()
@@ -43,7 +51,7 @@ def init(
     from common import places
     from common.bundle import app_digest
     from common.errors import ConfigError
-    from server.place import JOIN_FILE, ServerConfig, make_place, names_from, open_place
+    from server.place import JOIN_FILE, USUAL, ServerConfig, make_place, names_from, open_place
     from server.place import renew as make_new
 
     folder = places.home_folder(home, places.SERVER_FOLDER, USUAL)
@@ -63,19 +71,30 @@ def init(
 
 
 @server.command("start", epilog="Example: fedgraft server start")
-def start(home: Home = None) -> None:
+def start(
+    home: Home = None,
+    health_port: Annotated[
+        int, typer.Option(help="Port of the loopback that answers gRPC health checks; 0 for none.", min=0, max=65535)
+    ] = 0,
+) -> None:
     """Run the server until it is stopped, starting again what ends; for a terminal or a service manager."""
     from common.bundle import app_digest
-    from common.ports import check_free
+    from common.ports import check_free, joined
+    from common.runtime_secret import make_secret
     from common.supervisor import supervise
+    from server.new_ca import certificates_of
     from server.superlink import programs
 
     place = _place(home)
     for address, port in ((place.config.bind, place.config.port), ("127.0.0.1", place.config.control_port)):
         check_free(address, port)
     place.approve(app_digest())
-    typer.echo(f"serving nodes at {place.config.names[0]}:{place.config.port}; logs in {place.folder / 'logs'}")
-    supervise(programs(place), place.folder, typer.echo)
+    make_secret(place.folder)
+    for one in certificates_of(place):
+        if one.validity.state != "ok":
+            typer.echo(f"certificate of {one.name}: {one.validity.words}")
+    typer.echo(f"serving nodes at {joined(place.config.names[0], place.config.port)}; logs in {place.folder / 'logs'}")
+    supervise(programs(place, health_port), place.folder, typer.echo)
 
 
 @server.command("stop", epilog="Example: fedgraft server stop")
@@ -90,51 +109,50 @@ def stop(home: Home = None) -> None:
 def add_node(
     name: Annotated[str, typer.Argument(help="As in the hospital's node.toml.")],
     key: Annotated[Path, typer.Option(help="The node's public key, which its operator sent.")],
+    replace: Annotated[bool, typer.Option(help="The node is in; this is its new key, and the old one goes.")] = False,
     home: Home = None,
 ) -> None:
-    """Let a hospital's node in."""
-    from common.errors import ConfigError
-    from common.privacy.keys import fingerprint, load_public, openssh
-    from server.control import register
-    from server.place import Registered
+    """Let a hospital's node in, or give it another key."""
+    from server.registration import admit
 
-    place = _place(home)
-    nodes = place.nodes()
-    if name in nodes:
-        raise ConfigError(f"a node {name!r} is registered already; remove it first, or choose another name")
-    public = openssh(load_public(key))
-    nodes[name] = Registered(node_id=register(place, name, key.resolve()), fingerprint=fingerprint(public))
-    place.keep_nodes(nodes)
-    typer.echo(f"{name} may join, with the key {nodes[name].fingerprint}; compare that with its operator by telephone")
+    entry = admit(_place(home), name, key, replace=replace)
+    typer.echo(f"{name} may join, with the key {entry.fingerprint}; compare that with its operator by telephone")
 
 
 @server.command("remove-node", epilog="Example: fedgraft server remove-node st-mary")
 def remove_node(name: Annotated[str, typer.Argument(help="Of the node.")], home: Home = None) -> None:
-    """Let a node in no longer."""
-    from common.errors import ConfigError
-    from server.control import unregister
+    """Let a node in no longer: its key is refused from its next call on, and for ever."""
+    from server.registration import remove
 
-    place = _place(home)
-    nodes = place.nodes()
-    if name not in nodes:
-        raise ConfigError(f"expected a registered node, there is no {name!r}; `fedgraft server nodes` lists them")
-    unregister(place, nodes.pop(name).node_id)
-    place.keep_nodes(nodes)
-    typer.echo(f"{name} is let in no longer")
+    remove(_place(home), name)
+    typer.echo(f"{name} is let in no longer; to come back it needs a new key")
 
 
 @server.command("nodes", epilog="Example: fedgraft server nodes")
 def nodes(home: Home = None, as_json: AsJson = False) -> None:
-    """List the registered nodes, and which of them are connected."""
+    """List the registered nodes, and which of them are connected; then the keys that were removed."""
     from server.control import nodes_seen
+    from server.registration import removed_nodes
 
     place = _place(home)
-    seen = nodes_seen(place)
-    rows = [
-        {"name": name, "status": seen[entry.node_id].status if entry.node_id in seen else "unknown", **dict(entry)}
-        for name, entry in place.nodes().items()
+    seen, listed = nodes_seen(place), place.nodes()
+    entries = [(name, entry.node_id, entry.fingerprint, "") for name, entry in listed.items()]
+    entries += [
+        (one.name, one.node_id, one.fingerprint, one.at)
+        for one in removed_nodes(place)
+        if one.node_id not in {entry.node_id for entry in listed.values()}
     ]
-    _show(rows, ("name", "status", "fingerprint"), as_json)
+    rows = [
+        {
+            "name": name,
+            "status": seen[node_id].status if node_id in seen else "unknown",
+            "node_id": node_id,
+            "fingerprint": fingerprint,
+            "removed": removed,
+        }
+        for name, node_id, fingerprint, removed in entries
+    ]
+    _show(rows, ("name", "status", "fingerprint", "removed"), as_json)
 
 
 @server.command("run", epilog="Example: fedgraft server run xrays.toml --nodes st-mary,st-john")
@@ -154,11 +172,11 @@ def run(
     """Train a head with the nodes, and wait for the result; if this command ends, the run goes on."""
     from common.config import load_config
     from server.place import names_from
-    from server.submission import open_run, usual_name
+    from server.submission import begin_run, usual_name
 
     place = _place(home)
-    folder = open_run(place, load_config(config, overrides or []), name or usual_name(config), names_from(nodes or []))
-    _play(place, folder, as_json)
+    folder = begin_run(place, load_config(config, overrides or []), name or usual_name(config), names_from(nodes or []))
+    _watch(place, folder, as_json)
 
 
 @server.command("resume", epilog="Example: fedgraft server resume xrays-20260101-120000")
@@ -166,8 +184,11 @@ def resume(
     name: Annotated[str, typer.Argument(help="Of the run.")], home: Home = None, as_json: AsJson = False
 ) -> None:
     """Continue a run from its last checkpoint."""
+    from server.submission import start_run
+
     place = _place(home)
-    _play(place, place.runs / name, as_json)
+    start_run(place, place.runs / name)
+    _watch(place, place.runs / name, as_json)
 
 
 @server.command("halt", epilog="Example: fedgraft server halt xrays-20260101-120000")
@@ -182,29 +203,42 @@ def halt(name: Annotated[str, typer.Argument(help="Of the run.")], home: Home = 
 
 @server.command("status", epilog="Example: fedgraft server status")
 def status(home: Home = None, as_json: AsJson = False) -> None:
-    """Say whether the server runs, and how far its runs have come."""
+    """Say whether the server runs, how long its certificates last, and how far its runs have come."""
     from common.supervisor import supervisor_of
     from server.checkpoints import read_lines
+    from server.new_ca import certificates_of
     from server.outcome import RESULT, ROUNDS
     from server.run_folder import FAILURE
+    from server.sent_bytes import bytes_sent
 
     place = _place(home)
     rows = []
     for folder in sorted(path for path in place.runs.iterdir() if path.is_dir()):
         lines = read_lines(folder / ROUNDS)
         ended = "finished" if (folder / RESULT).exists() else "failed" if (folder / FAILURE).exists() else "unfinished"
-        rows.append({"run": folder.name, "rounds": len(lines), "state": ended, **(_last(lines))})
+        sent = round(bytes_sent(folder) / 1e6)
+        rows.append(
+            {"run": folder.name, "rounds": len(lines), "state": ended, "backbone_mb": sent or None, **(_last(lines))}
+        )
     process = supervisor_of(place.folder)
+    certificates = certificates_of(place)
     if as_json:
-        typer.echo(json.dumps({"running": process is not None, "process": process, "runs": rows}))
+        shown = [one.to_dict() for one in certificates]
+        typer.echo(
+            json.dumps({"running": process is not None, "process": process, "certificates": shown, "runs": rows})
+        )
         return
     typer.echo(f"server   {'running, process ' + str(process) if process else 'not running'}")
-    _show(rows, ("run", "state", "rounds", "accuracy", "epsilon"), False)
+    for one in certificates:
+        typer.echo(
+            f"{one.name:<8} {MARKS[one.validity.state]}{one.validity.words}\n         {one.validity.fingerprint}"
+        )
+    _show(rows, ("run", "state", "rounds", "backbone_mb", "accuracy", "epsilon"), False)
 
 
 def _place(home: Path | None) -> Place:
     from common import places
-    from server.place import open_place
+    from server.place import USUAL, open_place
 
     return open_place(places.home_folder(home, places.SERVER_FOLDER, USUAL))
 
@@ -213,12 +247,11 @@ def _last(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: lines[-1].get(key) if lines else None for key in ("accuracy", "epsilon")}
 
 
-def _play(place: Place, folder: Path, as_json: bool) -> None:
-    """Submit, follow with a bar, show the result."""
+def _watch(place: Place, folder: Path, as_json: bool) -> None:
+    """Follow a run with a bar, and show the result."""
     from server.outcome import MODEL, RESULT
-    from server.submission import follow, start_run
+    from server.submission import follow
 
-    start_run(place, folder)
     typer.echo(f"run {folder.name}; it goes on without this command (Ctrl-C)", err=True)
     try:
         with _bar(folder) as advance:

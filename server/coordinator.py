@@ -59,13 +59,12 @@ def propose(config: RunConfig, run_id: str, federation: Federation | None = None
         PrivacyError: the privacy section asks for a promise that cannot be kept.
     """
     federation = federation or assemble(config)
-    check_unit(config, federation)
-    model = model_spec(config, federation.data)
+    offer = offer_of(config, run_id, federation)
+    model = offer.model
     start = make_head(model, seed=config.federation.seed or 0)
-    terms = privacy_terms(config, classifier_width(model), model.task)
     plan = RoundPlan(
         nodes=len(federation.shares),
-        offer=Offer(run_id, model, terms),
+        offer=offer,
         learning_rate=None if config.training.learning_rate == "auto" else float(config.training.learning_rate),
         cohort=config.federation.cohort,
         seed=_cohort_seed(config, run_id),
@@ -78,6 +77,13 @@ def propose(config: RunConfig, run_id: str, federation: Federation | None = None
         watched["train"] = np.concatenate(list(federation.shares.values()))
     watch = {name: _scorer(federation, model, rows) for name, rows in watched.items()}
     return Proposal(plan, head_arrays(start), _scorer(federation, model, federation.test), watch)
+
+
+def offer_of(config: RunConfig, run_id: str, federation: Federation) -> Offer:
+    """What the nodes of a run are offered; errors as in ``propose``."""
+    check_unit(config, federation)
+    model = model_spec(config, federation.data)
+    return Offer(run_id, model, privacy_terms(config, classifier_width(model), model.task))
 
 
 def _scorer(federation: Federation, model: ModelSpec, rows: NDArray[np.int64]) -> Evaluate:
@@ -142,16 +148,25 @@ def privacy_terms(config: RunConfig, features: int, task: str = "classification"
         clipping_norm=default_clipping_norm(features, task) if clipping_norm == "auto" else float(clipping_norm),
         noise_multiplier=noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps),
         delta=privacy.delta,
+        records_per_unit=privacy.records_per_patient if privacy.unit == "patient" else 1,
     )
 
 
 def check_unit(config: RunConfig, federation: Federation) -> None:
     """A data set that names patients must say which unit is meant.
 
+    A coordinator's own records may name no patient: those of the nodes do, and each node sees to it.
+
     Raises:
-        PrivacyError: unit "record" on data with a patient column, without acknowledgement.
+        PrivacyError: unit "record" on data with a patient column, without acknowledgement; unit "patient" on the data
+            of a simulation without one.
     """
     names_patients, acknowledged = federation.data.patient is not None, config.privacy.acknowledge_record_unit
+    if federation.shares and config.privacy.unit == "patient" and not names_patients:
+        raise PrivacyError(
+            'privacy.unit = "patient" needs data that name patients, got none; say patient = "<column>" in '
+            '[data.keys], or choose unit = "record"'
+        )
     if names_patients and config.privacy.unit == "record" and not acknowledged:
         raise PrivacyError(
             'the data name patients, and privacy.unit = "record" protects one record of a patient only; set '

@@ -34,7 +34,7 @@ class Member:
     Attributes:
         name: of the node.
         node_id: Flower's id of it, another one in every run.
-        declared_size: public number of records.
+        declared_size: public number of units.
     """
 
     name: str
@@ -152,15 +152,19 @@ class Link:
                 unfit[name] = reply.why
         return Answers(dict(sorted(updates.items())), dict(sorted(failed.items())), dict(sorted(unfit.items())))
 
+    def awaits_backbone(self) -> bool:
+        """Whether a node would take part if it had the backbone."""
+        return Reason.BACKBONE.value in self.refused.values()
+
     def lacking(self) -> list[int]:
-        """Nodes that would take part if they had the backbone, among those that are there."""
+        """Such nodes, among those that are there."""
         return [node for node in self.connected() if self.refused.get(self.name(node)) == Reason.BACKBONE.value]
 
-    def hand_over(self, parts: Mapping[int, Part]) -> dict[int, Reply]:
-        """Send each of some nodes a piece of a backbone, and wait for what they say."""
+    def hand_over(self, parts: Mapping[int, Part], timeout_s: float) -> dict[int, Reply]:
+        """Send each of some nodes a piece of a backbone, and wait for what they say, but not for ever."""
         contents = {node: RecordDict({wire.CONFIG: wire.encode_part(part)}) for node, part in parts.items()}
         messages = [Message(content, node, wire.QUERY_BACKBONE) for node, content in contents.items()]
-        return {node: _decode(message) for node, message in self._exchange(messages, SLACK_BYTES)}
+        return {node: _decode(message) for node, message in self._exchange(messages, SLACK_BYTES, timeout_s)}
 
     def welcome(self, node_id: int) -> None:
         """Let the next ``offer`` ask a node again that refused."""
@@ -212,14 +216,16 @@ class Link:
         messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in node_ids]
         return {node_id: _decode(message) for node_id, message in self._exchange(messages, most_bytes)}
 
-    def _exchange(self, messages: list[Message], most_bytes: int) -> Iterator[tuple[int, Message | ProtocolError]]:
+    def _exchange(
+        self, messages: list[Message], most_bytes: int, timeout_s: float = math.inf
+    ) -> Iterator[tuple[int, Message | ProtocolError]]:
         """Send messages and give out the replies as they come, until all are there or the time is over.
 
         With each reply comes the node that was asked: of one that is away, Flower's SuperLink answers in its own name.
         Nodes of a deployed run are not trusted to send what can be read, and each reply is taken alone.
         """
         waiting = dict(zip(self.grid.push_messages(messages), messages, strict=True))
-        deadline = math.inf if self.timeout_s is None else time.monotonic() + self.timeout_s
+        deadline = time.monotonic() + min(timeout_s, math.inf if self.timeout_s is None else self.timeout_s)
         while waiting:
             for message_id, reply in self._come(waiting, most_bytes, deadline):
                 yield waiting.pop(message_id).metadata.dst_node_id, reply

@@ -16,9 +16,9 @@ from common.messages import Reason
 from common.model import classifier_width
 from common.model_folder import ModelFacts, save_model
 from common.privacy.accountant import epsilon_by_round
-from server.backbone_sending import bytes_sent
 from server.checkpoints import Checkpoint, RunStore, read_lines
 from server.coordinator import Proposal
+from server.sent_bytes import bytes_sent
 
 RESULT, ROUNDS, MODEL = "result.json", "rounds.jsonl", "model"
 _VERSIONS = ("fedgraft", "flwr", "torch", "opacus", "dp-accounting", "numpy")

@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common import durable, places
 from common.errors import ConfigError
+from common.ports import joined
 from common.supervisor import without_proxy
-from server.certificates import Certificates, certificates_in, make_certificates
+from server.certificates import Certificates, certificates_in, make_certificates, next_ca_in
 
 SERVER_TOML, JOIN_FILE, NODES = "server.toml", "federation.join", "nodes.json"
-APPROVED = "approved.json"
+APPROVED, USUAL = "approved.json", "fedgraft-server"
 RUNS, RUN_IDS = "runs", "run-ids"
 PORT, CONTROL_PORT = 9092, 9093
 JOIN_FORMAT = 1
@@ -165,10 +166,16 @@ def renew(place: Place, app_sha256: str) -> None:
     }
     superlink = {"default": "coordinator", "coordinator": connection}
     durable.write_bytes(place.flower_home / "config.toml", tomli_w.dumps({"superlink": superlink}).encode())
+    write_join(place, app_sha256)
+
+
+def write_join(place: Place, app_sha256: str) -> None:
+    """Write the file that every hospital gets; while the next CA is prepared, it holds both."""
+    files = [place.certificates.ca, next_ca_in(place.certificates.ca.parent).ca]
     join = {
         "format": JOIN_FORMAT,
-        "address": f"{place.config.names[0]}:{place.config.port}",
-        "certificate": place.certificates.ca.read_text(),
+        "address": joined(place.config.names[0], place.config.port),
+        "certificate": "".join(path.read_text() for path in files if path.exists()),
         "app_sha256": app_sha256,
     }
     durable.write_json(place.folder / JOIN_FILE, join)

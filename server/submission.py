@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,15 +17,17 @@ from common import durable, errors
 from common.bundle import app_digest, assemble
 from common.config import RunConfig, dump_toml, load_config, to_flat
 from common.errors import ConfigError, FederationError
+from common.supervisor import supervisor_of
 from server.checkpoints import Line, read_lines
 from server.control import run_status, stop_run, submit
 from server.outcome import RESULT, ROUNDS
 from server.place import Place
-from server.run_folder import CONFIG, FAILURE, NODES, is_held
+from server.run_folder import CONFIG, FAILURE, NODES, is_held, named_nodes
 
 FLOWER_RUN = "flower-run.json"
 POLL_S = 0.2
 ASK_EVERY_S = 5.0
+SILENCE_S = 300.0
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
@@ -75,6 +78,7 @@ def start_run(place: Place, folder: Path) -> int:
     before = flower_run(folder)
     if before is not None and is_played(place, folder):  # Flower has not noticed yet that its server app is gone
         stop_run(place, before)
+    _reach_registered(place, folder)
     (folder / FAILURE).unlink(missing_ok=True)
     config = load_config(folder / CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,6 +90,33 @@ def start_run(place: Place, folder: Path) -> int:
     place.note_run(run_id, folder.name)
     durable.write_json(folder / FLOWER_RUN, {"run_id": run_id})
     return run_id
+
+
+def _reach_registered(place: Place, folder: Path) -> None:
+    """Have a run reach its nodes by the keys that they have now, and none that was removed since it was made."""
+    registered, named = place.nodes(), (named_nodes(folder) or {}).values()
+    chosen = {name: registered[name].node_id for name in named if name in registered}
+    if not chosen:
+        raise ConfigError(
+            f"expected a registered node in the run {folder.name}, but {', '.join(named)} were removed; start a new run"
+        )
+    durable.write_json(folder / NODES, chosen)
+
+
+def begin_run(place: Place, config: RunConfig, name: str, nodes: Sequence[str]) -> Path:
+    """Make the folder of a new run and submit it; where that fails, there is no folder. Arguments and errors as above.
+
+    Returns:
+        The folder.
+    """
+    folder = open_run(place, config, name, nodes)
+    try:
+        start_run(place, folder)
+    except BaseException:
+        if flower_run(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def is_played(place: Place, folder: Path) -> bool:
@@ -114,7 +145,8 @@ def follow(place: Place, folder: Path, on_round: Callable[[Line], None]) -> None
     Raises:
         FederationError: it failed, in the words that its server app left.
     """
-    run_id, seen, asked = flower_run(folder), 0, time.monotonic()
+    run_id, seen = flower_run(folder), 0
+    asked = answered = time.monotonic()
     while True:
         ended = (folder / RESULT).exists() or (folder / FAILURE).exists()
         lines = read_lines(folder / ROUNDS)
@@ -125,7 +157,13 @@ def follow(place: Place, folder: Path, on_round: Callable[[Line], None]) -> None
             break
         if run_id is not None and time.monotonic() - asked > ASK_EVERY_S:
             asked = time.monotonic()
-            if (status := run_status(place, run_id)).startswith("finished") and not (folder / RESULT).exists():
+            try:
+                status, answered = run_status(place, run_id), time.monotonic()
+            except FederationError:  # it is started again, or the machine is busy
+                if supervisor_of(place.folder) is None or asked - answered > SILENCE_S:
+                    raise
+                status = "unknown"
+            if status.startswith("finished") and not (folder / RESULT).exists():
                 _raise_failure(folder, status)
         time.sleep(POLL_S)
     if not (folder / RESULT).exists():

@@ -15,12 +15,19 @@ import sys
 
 from flwr.superlink.cli import flower_superlink
 
+from common.ports import joined
+from common.runtime_secret import secret_options
 from server.place import APPROVED, Place
 from server.reply_limits import MOST_OBJECT_BYTES, Limits, put_in
 
 
-def programs(place: Place) -> list[Program]:
-    """What a coordinator keeps running: the SuperLink, and the warm process that server apps are forked from."""
+def programs(place: Place, health_port: int = 0) -> list[Program]:
+    """What a coordinator keeps running: the SuperLink, and the warm process that server apps are forked from.
+
+    Args:
+        place: the coordinator's.
+        health_port: on the loopback, where the SuperLink answers gRPC health checks; 0 for none.
+    """
     files, config = place.certificates, place.config
     control, environment = f"127.0.0.1:{config.control_port}", place.environment()
     tls = [
@@ -32,9 +39,13 @@ def programs(place: Place) -> list[Program]:
         str(files.server_key),
     ]
     link = [*tls, "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(config.control_port)]
-    link += ["--fleet-api-address", f"{config.bind}:{config.port}", "--database", str(place.folder / "state.db")]
+    link += ["--fleet-api-address", joined(config.bind, config.port), "--database", str(place.folder / "state.db")]
     link += ["--disable-runtime-dependency-installation", "--isolation", "process"]
+    if health_port:
+        link += ["--health-server-address", f"127.0.0.1:{health_port}"]
+    link += secret_options(place.folder)
     apps = ["--runtime-api-address", control, "--root-certificates", str(files.ca)]
+    apps += secret_options(place.folder)
     return [
         Program("superlink", [sys.executable, "-m", "server.superlink", *link], environment),
         Program(

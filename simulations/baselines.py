@@ -76,10 +76,11 @@ def check_baselines(config: RunConfig, preflight: Preflight) -> None:
             f"the baseline raw_pixels needs images, the data hold records of the kind "
             f"{preflight.federation.data.modality!r}; leave it out of evaluation.baselines"
         )
-    pooled = sum(len(share) for share in preflight.federation.shares.values())
+    federation, unit = preflight.federation, config.privacy.unit
+    pooled = sum(federation.units(share, unit) for share in federation.shares.values())
     if "pooled" in names and config.privacy.delta > 1 / pooled:
         raise PrivacyError(
-            f"the baseline pooled puts {pooled} records in one place, where delta must be at most {1 / pooled:.2g}, "
+            f"the baseline pooled puts {pooled} {unit}s in one place, where delta must be at most {1 / pooled:.2g}, "
             f"got {config.privacy.delta:g}; lower privacy.delta or leave the baseline out"
         )
 

@@ -65,7 +65,7 @@ def check(config: RunConfig, progress: Progress | None = None) -> Preflight:
     )
     proposal = propose(config, "preflight")
     for share in federation.shares.values():
-        proposal.plan.offer.terms.for_node(len(share))
+        proposal.plan.offer.terms.for_node(federation.units(share, config.privacy.unit))
     _check_cohort(config, federation)
     preprocessing = cached_backbone(model.backbone).preprocessing
     truncated = preprocessing.truncated(federation.data.inputs) if isinstance(preprocessing, CutsTexts) else None

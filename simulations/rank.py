@@ -217,6 +217,11 @@ def _terms(config: RunConfig, federation: Federation, epsilon: float, candidates
     """One noised release of each candidate from all records, all of them within epsilon."""
     check_unit(config, federation)
     privacy = config.privacy
+    if privacy.unit != "record":
+        raise PrivacyError(
+            f"private ranking clips record by record, and would not protect one {privacy.unit}; rank with "
+            '--set privacy.unit="record" on data that may be released so, or on other data'
+        )
     if epsilon > privacy.epsilon:
         raise PrivacyError(
             f"--epsilon must be at most privacy.epsilon = {privacy.epsilon:g}, the cap of every node's ledger, got "

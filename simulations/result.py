@@ -137,10 +137,12 @@ def mean_result(results: list[Result]) -> Result:
 def partition_table(federation: Federation) -> dict[str, dict[str, Any]]:
     """How many records of which class each node holds (exact: for the eyes of whoever owns all of them)."""
     classes, labels = federation.data.strata_names, federation.data.strata
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for name, share in federation.shares.items():
         counts = np.bincount(labels[share], minlength=len(classes))
         table[name] = {"records": len(share), "classes": dict(zip(classes, counts.tolist(), strict=True))}
+        if federation.data.patient is not None:
+            table[name]["patients"] = federation.units(share, "patient")
     return table
 
 

@@ -1,4 +1,4 @@
-"""A package on its way: one row of bytes, cut anywhere, its files one after the other and ``backbone.json`` first.
+"""A package on its way: one row of bytes in pieces of one size, its files one after the other, ``backbone.json`` first.
 
 That file goes first because its SHA-256 is the digest that a node's operator approved, and it holds the SHA-256 of
 every other file: each byte is checked by what came before it.
@@ -12,8 +12,7 @@ from pathlib import Path
 from common.backbones.package import FACTS, WEIGHTS, read_facts
 from common.errors import ConfigError
 
-CHUNK_BYTES = 4 << 20
-MOST_CHUNK_BYTES = 8 << 20
+PIECE_BYTES = 4 << 20  # of every piece but the last
 MOST_FACTS_BYTES = 16 << 20
 PACKAGE = "package/"
 
@@ -35,6 +34,14 @@ class Contents:
         """Size of everything."""
         return sum(size for _, size in self.files)
 
+    def may_be_held(self, received: int) -> bool:
+        """Whether a node can have so many bytes: whole pieces, or everything."""
+        return received == self.total or (0 <= received < self.total and received % PIECE_BYTES == 0)
+
+    def piece_bytes(self, offset: int) -> int:
+        """Size of the piece that begins there."""
+        return min(PIECE_BYTES, self.total - offset)
+
     def cut(self, offset: int, size: int) -> list[tuple[str, int, int]]:
         """Which bytes of which files a piece of the row is: name, offset in the file, size."""
         pieces, start = [], 0
@@ -53,12 +60,19 @@ class Part:
     Attributes:
         contents: of the whole package, the same in every part.
         offset: of the piece in the row.
-        data: at most ``MOST_CHUNK_BYTES``; empty asks how far the node is.
+        data: the piece; empty asks how far the node is.
     """
 
     contents: Contents
     offset: int
     data: bytes
+
+    def is_one(self) -> bool:
+        """Whether this is a piece of that package, or asks how far the node is: nothing longer, shorter or between."""
+        if not self.data:
+            return self.offset == 0
+        whole = len(self.data) == self.contents.piece_bytes(self.offset)
+        return whole and self.offset < self.contents.total and self.contents.may_be_held(self.offset)
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class Parcel:
             ConfigError: a file of the package cannot be read.
         """
         data = b""
-        for name, start, size in self.contents.cut(offset, CHUNK_BYTES):
+        for name, start, size in self.contents.cut(offset, PIECE_BYTES):
             try:
                 with (self.folder / name).open("rb") as file:
                     file.seek(start)

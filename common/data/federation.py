@@ -18,6 +18,7 @@ from torch import Tensor
 from common.config import RunConfig
 from common.data import LocalData, hold_out, load_source
 from common.data.partition import node_names, partition
+from common.data.patients import numbered
 from common.feature_pass import Precision
 from common.features import cached_backbone, default_cache
 from common.targets import make_targets
@@ -43,6 +44,11 @@ class Federation:
     def names(self) -> tuple[str, ...]:
         """Node names, by partition number."""
         return tuple(self.shares)
+
+    def units(self, share: NDArray[np.int64], unit: str) -> int:
+        """How many units of privacy some records are: themselves, or the patients that they are of."""
+        patients = numbered(self.data.patient, share) if unit == "patient" else None
+        return len(share) if patients is None else int(patients.max(initial=-1)) + 1
 
 
 def assemble(config: RunConfig) -> Federation:

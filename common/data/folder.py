@@ -44,7 +44,8 @@ def load_folder(folder: Path, unreadable: list[Unreadable] | None = None) -> Loc
     _refuse_empty_classes([path for path in empty if _depth(path, folder) == levels.shape[1]], classes)
     inputs, modality, kept = read_media(files, unreadable)
     site, split = (None if column is None else column[kept] for column in (site, split))
-    return LocalData(inputs, labels[kept], classes, site=site, split=split, modality=modality)
+    names = np.array([file.relative_to(folder).as_posix() for file in files], dtype=np.str_)[kept]
+    return LocalData(inputs, labels[kept], classes, site=site, split=split, modality=modality, file=names)
 
 
 def _scan(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -50,6 +50,8 @@ class LocalData:
         split: shape (N,), ``"train"`` or ``"test"``, or None where nobody has divided the records yet.
         group: shape (N,), records that a hold-out keeps together (the article that questions are about), or None;
             it makes no privacy promise.
+        file: shape (N,), the path of each record below the data source, or None where records are no files of their
+            own; sensitive.
         modality: of the inputs.
         task: what the labels say.
         columns: names of a table's columns, in order; empty for other modalities.
@@ -71,6 +73,7 @@ class LocalData:
     task: TaskName = "classification"
     columns: tuple[str, ...] = ()
     group: Column | None = None
+    file: Column | None = None
 
     def __post_init__(self) -> None:
         check_inputs(self.inputs, self.modality)
@@ -95,6 +98,7 @@ class LocalData:
             task=self.task,
             columns=self.columns,
             group=None if self.group is None else self.group[chosen],
+            file=None if self.file is None else self.file[chosen],
         )
 
     def record_digests(self) -> Pixels:
@@ -136,7 +140,7 @@ class LocalData:
 def _check_lengths(data: LocalData) -> None:
     expected = len(data.inputs)
     columns = {"labels": data.labels, "site": data.site, "patient": data.patient, "split": data.split}
-    columns |= {"group": data.group}
+    columns |= {"group": data.group, "file": data.file}
     named = "images" if data.modality == "image" else "records"
     for name, column in columns.items():
         flat = name != "labels" or data.task == "classification"

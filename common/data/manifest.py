@@ -28,7 +28,8 @@ def read_manifest(fields: Fields, root: Path, unreadable: list[Unreadable] | Non
     Raises:
         ConfigError: a column or a value is missing, a file is listed twice, cannot be read or is of another kind.
     """
-    paths = [root / name for name in fields.strings("path")]
+    names = fields.strings("path")
+    paths = [root / name for name in names]
     _refuse_repeated(fields, paths)
     labels, classes, task = read_labels(fields)
     origins = read_origins(fields)
@@ -44,6 +45,7 @@ def read_manifest(fields: Fields, root: Path, unreadable: list[Unreadable] | Non
         patient=chosen["patient"],
         split=chosen["split"],
         group=chosen["group"],
+        file=np.array([Path(name).as_posix() for name in names], dtype=np.str_)[kept],
     )
 
 

@@ -1,15 +1,34 @@
-"""Columns that tell patients apart without being declared to."""
+"""Who a record is of: patients by number, and columns that tell them apart without being declared to."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.errors import ConfigError
 
 _PERSON = re.compile(
     r"(patient|subject|person)[_ -]?(id|nr|no|num|number|key|name)|patients?|mrn|pat[_ -]?id", re.IGNORECASE
 )
+
+
+def numbered(patients: NDArray[np.str_] | None, records: NDArray[np.int64] | None = None) -> NDArray[np.int64] | None:
+    """Number the patients of some records, 0 to P-1; the numbers say nothing of a patient beyond who is the same.
+
+    Args:
+        patients: name of each record's patient, shape (N,), or None where the data name none.
+        records: those that are meant, shape (n,); by default all.
+
+    Returns:
+        Shape (n,), or None.
+    """
+    if patients is None:
+        return None
+    _, numbers = np.unique(patients if records is None else patients[records], return_inverse=True)
+    return np.asarray(numbers, dtype=np.int64)
 
 
 def refuse_undeclared_patients(names: Iterable[str], keys: Mapping[str, str], form: str = "{}") -> None:

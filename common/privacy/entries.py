@@ -7,7 +7,8 @@ before; zeros for the first) beside what its kind holds:
 - ``plan``: ``run_id``, ``digest``, ``plan``; accepted together with the first charge to it.
 - ``reserve``: ``run_id``, ``digest``, ``round``, ``head``, ``steps``; spent from here on, whatever happens next.
 - ``commit``: ``reservation`` (position of a ``reserve``), ``reply_sha256``; released at most from here on.
-- ``cap``: ``epsilon_cap``, replacing the one before.
+- ``cap``: ``epsilon_cap``, replacing the one before; one that raises it carries ``signed_off_by`` and perhaps
+  ``reason`` (ledgers of earlier releases raised it without).
 
 Entries of a deployed node carry ``at`` (UTC). The hash is SHA-256 over a tag (``fedgraft ledger
 entry 1``, newline) and the text.

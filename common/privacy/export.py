@@ -5,6 +5,9 @@ The file is one line of canonical JSON with ``format``, ``at`` (UTC, when it was
 (base64, null where unsigned). What is signed is everything but ``signature``, as canonical JSON after a tag
 (``fedgraft ledger export 1``, newline): ECDSA on P-384 with SHA-384, DER, by the kind of key that Flower's SuperNodes
 have (``common.privacy.keys``).
+
+Where the key followed others, the format is ``fedgraft ledger export 2`` (the tag, too), and ``key_history`` holds the
+rotations that lead to it (``common.privacy.key_history``), within what is signed.
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ from common.durable import write_bytes
 from common.errors import ConfigError, PrivacyError
 from common.privacy.canonical import canonical_json
 from common.privacy.entries import LedgerEntry, broken_chain, verify_chain
+from common.privacy.key_history import Rotation, check_history, leading_to
 from common.privacy.keys import fingerprint, fits, load_private, load_public, openssh, parse_public, sign
 
 FORMAT = "fedgraft ledger export 1"
+ROTATED_FORMAT = "fedgraft ledger export 2"
 _KEYS = {"format", "at", "dataset_id", "chain_head", "entries", "public_key", "signature"}
+_ALL_KEYS = {FORMAT: _KEYS, ROTATED_FORMAT: _KEYS | {"key_history"}}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class LedgerExport:
         entries: all of them, their chain whole.
         public_key: of whoever signed it, OpenSSH; None where nobody did. By itself it proves nothing: anybody has one.
         signature: DER; None where unsigned.
+        rotations: of keys, which lead to ``public_key``; empty where it is the first, or vouched for by none.
     """
 
     dataset_id: str
@@ -46,6 +53,12 @@ class LedgerExport:
     entries: tuple[LedgerEntry, ...]
     public_key: str | None = None
     signature: bytes | None = None
+    rotations: tuple[Rotation, ...] = ()
+
+    @property
+    def format(self) -> str:
+        """Of the file."""
+        return ROTATED_FORMAT if self.rotations else FORMAT
 
     @property
     def chain_head(self) -> str:
@@ -55,7 +68,7 @@ class LedgerExport:
     @property
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
-        return f"{FORMAT}\n{canonical_json(self._body())}".encode()
+        return f"{self.format}\n{canonical_json(self._body())}".encode()
 
     def to_text(self) -> str:
         """The file's content."""
@@ -63,8 +76,10 @@ class LedgerExport:
         return canonical_json({**self._body(), "signature": signature}) + "\n"
 
     def _body(self) -> dict[str, Any]:
+        history = {"key_history": [one.to_dict() for one in self.rotations]} if self.rotations else {}
         return {
-            "format": FORMAT,
+            **history,
+            "format": self.format,
             "at": self.at,
             "dataset_id": self.dataset_id,
             "chain_head": self.chain_head,
@@ -74,7 +89,12 @@ class LedgerExport:
 
 
 def export_ledger(
-    entries: Sequence[LedgerEntry], out: Path, *, private_key: Path | None = None, at: datetime | None = None
+    entries: Sequence[LedgerEntry],
+    out: Path,
+    *,
+    private_key: Path | None = None,
+    at: datetime | None = None,
+    rotations: Sequence[Rotation] = (),
 ) -> LedgerExport:
     """Write a ledger's entries as one file, mode 0600, whole or not at all.
 
@@ -83,6 +103,7 @@ def export_ledger(
         out: the file; an earlier export there is replaced.
         private_key: an OpenSSH key file without a passphrase, ECDSA on P-384; None leaves the export unsigned.
         at: the time; by default now.
+        rotations: of the node's keys; those that lead to this one go with it.
 
     Returns:
         What was written.
@@ -96,8 +117,10 @@ def export_ledger(
     key = None if private_key is None else load_private(private_key)
     _check_place(out)
     when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
-    export = LedgerExport(dataset_id, when, tuple(entries), None if key is None else openssh(key.public_key()))
+    export = LedgerExport(dataset_id, when, tuple(entries))
     if key is not None:
+        public = openssh(key.public_key())
+        export = replace(export, public_key=public, rotations=leading_to(rotations, public))
         export = replace(export, signature=sign(key, export.signed_bytes))
     write_bytes(out, export.to_text().encode(), mode=0o600)
     return export
@@ -136,10 +159,10 @@ def verify_signature(export: LedgerExport, public_keys: Sequence[Path]) -> Path:
         public_keys: OpenSSH ``.pub`` files that came from the hospitals, not with the export.
 
     Returns:
-        The file of the key that did.
+        The file of the key that did, or that named, through its successors, the key that did.
 
     Raises:
-        PrivacyError: the export is not signed, or by another key.
+        PrivacyError: the export is not signed, or by another key, which no given key leads to.
         ConfigError: a key cannot be read, or is of another type.
     """
     known = {openssh(load_public(path)): path for path in public_keys}
@@ -148,13 +171,15 @@ def verify_signature(export: LedgerExport, public_keys: Sequence[Path]) -> Path:
         raise PrivacyError(
             f"{what} must be signed by one of the given keys, but nobody signed it; ask for a signed one"
         )
-    if export.public_key not in known:
+    vouching = [key for key in (export.public_key, *(one.previous for one in export.rotations)) if key in known]
+    if not vouching:
         raise PrivacyError(
             f"{what} must be signed by one of the given keys, but key {fingerprint(export.public_key)} signed it; ask "
             "the hospital for its key, or for another export"
         )
-    _verify(export, load_public(known[export.public_key]), what)
-    return known[export.public_key]
+    _verify(export, parse_public(export.public_key.encode(), what), what)
+    check_history(export.rotations, export.public_key)
+    return known[vouching[0]]
 
 
 def _parse(path: Path, text: str) -> LedgerExport:
@@ -164,7 +189,7 @@ def _parse(path: Path, text: str) -> LedgerExport:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise broken_chain(f"the export {path} is cut off or was changed") from error
-    if value.get("format") != FORMAT or set(value) != _KEYS:
+    if set(value) != _ALL_KEYS.get(str(value.get("format"))):
         raise ConfigError(
             f"expected a file with format {FORMAT!r}, but {path} has {value.get('format')!r}; name another file, or "
             "use the version of fedgraft that wrote it"
@@ -175,13 +200,17 @@ def _parse(path: Path, text: str) -> LedgerExport:
         signature = None if value["signature"] is None else base64.b64decode(value["signature"], validate=True)
         signed = (value["public_key"] is None, signature is None)
         verify_chain(entries)
+        rotations = tuple(Rotation.from_dict(dict(one)) for one in value.get("key_history", ()))
     except (LookupError, TypeError, ValueError) as error:
         raise broken_chain(f"the export {path} is not as it was written") from error
     if signed[0] != signed[1] or not isinstance(value["public_key"], str | None) or not isinstance(value["at"], str):
         raise broken_chain(f"the export {path} is not as it was written")
+    if bool(rotations) != (value["format"] == ROTATED_FORMAT):
+        raise broken_chain(f"the export {path} is not as it was written")
+    check_history(rotations, str(value["public_key"]))
     if _dataset_id(entries) != value["dataset_id"] or entries[-1].hash != value["chain_head"]:
         raise broken_chain(f"the export {path} lacks entries that its head counts")
-    return LedgerExport(value["dataset_id"], value["at"], entries, value["public_key"], signature)
+    return LedgerExport(value["dataset_id"], value["at"], entries, value["public_key"], signature, rotations)
 
 
 def _dataset_id(entries: Sequence[LedgerEntry]) -> str:
@@ -195,7 +224,7 @@ def _check_place(out: Path) -> None:
     """Refuse to replace a ledger, a key, or whatever else is no export."""
     try:
         text = out.read_bytes()
-        ours = not text or (text.startswith(b"{") and json.loads(text).get("format") == FORMAT)
+        ours = not text or (text.startswith(b"{") and json.loads(text).get("format") in _ALL_KEYS)
     except FileNotFoundError:
         return
     except (OSError, ValueError, RecursionError):

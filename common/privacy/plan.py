@@ -12,6 +12,8 @@ from common.errors import PrivacyError, ProtocolError
 from common.privacy.canonical import canonical_json, sha256_hex
 
 RELATION = "add-or-remove-one"
+UNITS = ("record", "patient")
+MAX_RECORDS = 10_000
 MAX_STEPS = 1_000_000
 SMALLEST_RATE = 1e-6
 NOISE_RANGE = (0.01, 100_000.0)
@@ -22,7 +24,7 @@ class PrivacyTerms:
     """What a server offers, the same for every node; public constants, agreed before the first round.
 
     Attributes:
-        unit: what one person's protection covers; ``"record"``.
+        unit: what is protected as a whole: one ``"record"``, or one ``"patient"`` with all of its records.
         trust: against whom; ``"local"`` means against everybody outside the node.
         sampling_rate: q, probability with which each unit joins a step's batch, independently (Poisson), 0 < q <= 1.
         rounds: number of rounds.
@@ -31,6 +33,7 @@ class PrivacyTerms:
         noise_multiplier: sigma, standard deviation of the noise divided by C.
         delta: probability of the guarantee failing, 0 < delta < 1.
         relation: neighbouring relation; ``"add-or-remove-one"`` unit.
+        records_per_unit: most records of a unit that join a step, drawn anew each time; 1 for the unit ``"record"``.
 
     Raises:
         PrivacyError: a value outside its range, or a unit or trust model that is not built yet.
@@ -45,12 +48,14 @@ class PrivacyTerms:
     noise_multiplier: float
     delta: float
     relation: str = RELATION
+    records_per_unit: int = 1
 
     def __post_init__(self) -> None:
         """Refuse nonsense before anything is computed from it."""
-        _require_choice("unit", self.unit, "record")
+        _require_choice("unit", self.unit, *UNITS)
         _require_choice("trust", self.trust, "local")
         _require_choice("relation", self.relation, RELATION)
+        _require_between("records_per_unit", self.records_per_unit, 1, MAX_RECORDS if self.unit == "patient" else 1)
         _require_between("sampling_rate", self.sampling_rate, SMALLEST_RATE, 1.0)
         _require_between("noise_multiplier", self.noise_multiplier, *NOISE_RANGE)
         _require_between("clipping_norm", self.clipping_norm, 1e-12, 1e12)
@@ -71,7 +76,7 @@ class PrivacyTerms:
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Plain values, numbers in their canonical type; ``from_dict`` reads them back."""
-        return {field.name: _TYPES[field.name](getattr(self, field.name)) for field in fields(self)}
+        return {name: kind(getattr(self, name)) for name, kind in _types(self.unit).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrivacyTerms:
@@ -81,8 +86,9 @@ class PrivacyTerms:
             ProtocolError: a key is missing, unknown, or of another type.
             PrivacyError: the values promise nothing sensible.
         """
-        _require_keys(values, set(_TYPES), "privacy terms")
-        return cls(**{name: _typed(name, values[name], _TYPES[name]) for name in _TYPES})
+        types = _types(values.get("unit"))
+        _require_keys(values, set(types), "privacy terms")
+        return cls(**{name: _typed(name, values[name], kind) for name, kind in types.items()})
 
     def for_node(self, declared_size: int) -> PrivacyPlan:
         """Make the plan of a node that declares ``declared_size`` units (a public constant, never a live count).
@@ -148,13 +154,20 @@ _TYPES: dict[str, type] = {
     "noise_multiplier": float,
     "delta": float,
     "relation": str,
+    "records_per_unit": int,
 }
 assert set(_TYPES) == {field.name for field in fields(PrivacyTerms)}
 
 
-def _require_choice(name: str, value: str, allowed: str) -> None:
-    if value != allowed:
-        raise PrivacyError(f"privacy.{name} must be {allowed!r}, the only one built so far, got {value!r}; choose it")
+def _types(unit: object) -> dict[str, type]:
+    """The keys of terms; ledgers of records are as old as the project, and have no number of records a unit."""
+    return {name: kind for name, kind in _TYPES.items() if unit == "patient" or name != "records_per_unit"}
+
+
+def _require_choice(name: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        built = " or ".join(map(repr, allowed))
+        raise PrivacyError(f"privacy.{name} must be {built}, nothing else is built so far, got {value!r}; choose it")
 
 
 def _require_between(name: str, value: float, low: float, high: float) -> None:

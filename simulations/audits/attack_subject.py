@@ -100,6 +100,11 @@ def make_subject(config: RunConfig, progress: Progress | None = None) -> Subject
     """
     ready = preflight.check(config, progress)
     plan, shares = ready.proposal.plan, ready.federation.shares
+    if plan.offer.terms.unit != "record":
+        raise ConfigError(
+            f"expected the unit record, got {plan.offer.terms.unit}: attacks plant and remove single records; audit "
+            "the run's ledgers with `fedgraft audit ledger`"
+        )
     claim = claim_of(plan.offer.terms)
     if claim.epsilon > LARGEST_EPSILON:
         raise ConfigError(

@@ -99,6 +99,8 @@ def plan_differences(config: RunConfig, plan: AcceptedPlan) -> list[str]:
         ("federation.rounds", terms.rounds, config.federation.rounds),
         ("training.local_steps", terms.steps_per_round, config.training.local_steps),
     ]
+    if terms.unit == privacy.unit == "patient":
+        pairs.append(("privacy.records_per_patient", terms.records_per_unit, privacy.records_per_patient))
     if privacy.clipping_norm != "auto":
         pairs.append(("privacy.clipping_norm", terms.clipping_norm, float(privacy.clipping_norm)))
     wrong = [_difference(key, ours, asked) for key, ours, asked in pairs if ours != asked]

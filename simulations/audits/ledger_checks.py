@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 from common.privacy.statement import Statement
-from simulations.audits.ledger_history import AcceptedPlan, History
+from simulations.audits.ledger_history import AcceptedPlan, Cap, History
 from simulations.audits.recompute import Epsilons, rdp_at, tight_and_rdp
 from simulations.audits.renyi import ORDERS, epsilon_renyi
 
@@ -157,8 +157,17 @@ def oddities(history: History) -> list[str]:
         notes.append(f"Rounds reserved and never released: {waiting}; they stay spent, so ε says more than was seen.")
     notes += [note for plan in history.plans for note in _oddities_of(plan)]
     for before, after in pairwise(history.caps):
-        notes.append(f"The cap was changed from ε = {before.epsilon:g} to {after.epsilon:g} (entry {after.position}).")
+        notes.append(_change(before, after))
     return notes
+
+
+def _change(before: Cap, after: Cap) -> str:
+    said = f"The cap was changed from ε = {before.epsilon:g} to {after.epsilon:g} (entry {after.position})"
+    if after.epsilon <= before.epsilon:
+        return f"{said}."
+    if after.signed_off_by is None:
+        return f"{said}; nobody signed it off."
+    return f"{said}, signed off by {after.signed_off_by!r}" + (f": {after.reason!r}." if after.reason else ".")
 
 
 def _oddities_of(plan: AcceptedPlan) -> list[str]:

@@ -30,7 +30,8 @@ class LedgerFile:
         entries: all of them, their chain whole.
         exported_at: when the export was made, by its own word; None of a ledger.
         signer: fingerprint of the key that signed it; None where unsigned.
-        known_key: the given key that this is; None where none was given.
+        known_key: the given key that this is, or that leads to it; None where none was given.
+        key_changes: how many rotations of the node's key the export names.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class LedgerFile:
     exported_at: str | None = None
     signer: str | None = None
     known_key: Path | None = None
+    key_changes: int = 0
 
 
 def read_ledger_file(path: Path, public_keys: Sequence[Path] = ()) -> LedgerFile:
@@ -89,7 +91,7 @@ def _read_export(path: Path, public_keys: Sequence[Path]) -> LedgerFile:
     export: LedgerExport = read_export(path)
     known = verify_signature(export, public_keys) if public_keys else None
     signer = None if export.public_key is None else fingerprint(export.public_key)
-    return LedgerFile(path, "export", export.entries, export.at, signer, known)
+    return LedgerFile(path, "export", export.entries, export.at, signer, known, len(export.rotations))
 
 
 @contextmanager

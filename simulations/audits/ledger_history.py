@@ -75,11 +75,13 @@ class AcceptedPlan:
 
 @dataclass(frozen=True)
 class Cap:
-    """The operator's cap on epsilon, from one entry on."""
+    """The operator's cap on epsilon, from one entry on, and who signed it off for which reason, where it says so."""
 
     position: int
     epsilon: float
     at: str | None
+    signed_off_by: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ class _Read:
         if entry.kind == "opened":
             self.dataset_id, self.delta = _text(body, "dataset_id"), _delta(body)
         if entry.kind in ("opened", "cap"):
-            self.caps.append(Cap(position, _number(body, "epsilon_cap"), at))
+            by, reason = (_text(body, key) if key in body else None for key in ("signed_off_by", "reason"))
+            self.caps.append(Cap(position, _number(body, "epsilon_cap"), at, by, reason))
             if entry.kind == "cap" and {"dataset_id", "delta"} & set(body):
                 raise ValueError("a cap changes nothing else")
         elif entry.kind == "plan":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -136,7 +137,8 @@ def _signed(file: LedgerFile) -> str:
         return f"export of {file.exported_at}, unsigned"
     if file.known_key is None:
         return f"export of {file.exported_at}, signed by {file.signer}, a key that nobody vouched for: give --key"
-    return f"export of {file.exported_at}, signed by {file.known_key} ({file.signer})"
+    rotated = f", after {file.key_changes} changes of keys, each signed by both keys" if file.key_changes else ""
+    return f"export of {file.exported_at}, signed by {file.known_key} ({file.signer}{rotated})"
 
 
 def _by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
@@ -178,12 +180,13 @@ def _ledger(one: LedgerFinding) -> dict[str, Any]:
                 "entries": len(file.entries),
                 "exported_at": file.exported_at,
                 "signer": file.signer,
+                "key_changes": file.key_changes,
                 "signature_checked_by": None if file.known_key is None else str(file.known_key),
             }
             for file in one.files
         ],
         "plans": [_plan(plan, whole) for plan, whole in zip(history.plans, one.whole, strict=True)],
-        "caps": [{"position": cap.position, "epsilon": cap.epsilon, "at": cap.at} for cap in history.caps],
+        "caps": [asdict(cap) for cap in history.caps],
         "runs_of_the_configuration": None if one.runs is None else list(one.runs),
         "notes": list(one.notes),
         "seconds": one.seconds,

@@ -19,6 +19,7 @@ BENCHMARKS = (
     "shadows",
     "audits",
     "features",
+    "peers",
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,9 +232,8 @@ def test_one_node_has_no_peer_and_the_audit_says_so(small, capsys):
 
 
 def test_place_of_the_report_is_checked_before_any_work(small, tmp_path, capsys):
-    began = time.perf_counter()
+    """Ten million heads would take longer than any test may."""
     refusal(capsys, small, "--report", str(tmp_path / "none" / "a.html"), "--heads", "10000000")
-    assert time.perf_counter() - began < 5
 
 
 def test_folder_that_cannot_be_written_is_refused(small, capsys):

@@ -29,6 +29,7 @@ from simulations.audits import recompute, renyi
 from simulations.audits.ledger_audit import LedgerAudit, LedgerFinding, audit_ledgers
 from simulations.audits.ledger_checks import compare, formula_differs, second_opinion
 from simulations.audits.ledger_files import LedgerFile, read_ledger_file
+from simulations.audits.ledger_tables import to_dict
 from simulations.audits.recompute import Steps, epsilons, tight_and_rdp
 from tests.common.test_privacy_export import key_pair, public
 
@@ -260,6 +261,18 @@ def test_caps_and_their_changes_are_told(tmp_path):
     finding = one(path)
     assert [cap.epsilon for cap in finding.history.caps] == [8.0, 4.0]
     assert "changed from ε = 8 to 4" in " ".join(finding.notes)
+
+
+def test_who_signed_a_higher_cap_off_is_told_and_that_nobody_did():
+    higher: dict[str, object] = {"epsilon_cap": 9.0, "signed_off_by": "Dr. North", "reason": "the board agreed"}
+    silent: dict[str, object] = {"epsilon_cap": 9.5}  # as earlier releases wrote it
+    audit = audit_ledgers([crafted(opened(FULL), ("cap", higher), ("cap", silent))])
+    assert audit.problems == ()
+    (finding,) = audit.ledgers
+    notes = " ".join(finding.notes)
+    assert "from ε = 8 to 9 (entry 1), signed off by 'Dr. North': 'the board agreed'." in notes
+    assert "from ε = 9 to 9.5 (entry 2); nobody signed it off." in notes
+    assert to_dict(audit)["ledgers"][0]["caps"][1]["signed_off_by"] == "Dr. North"
 
 
 @pytest.mark.parametrize(("cap", "wrong"), [(3.0, False), (2.9, True)])
@@ -509,6 +522,7 @@ FORGED: dict[str, list[tuple[str, dict[str, object]]]] = {
     "delta is a list": [("opened", {**LIMITS, "delta": [1]})],
     "cap is huge": [("opened", {**LIMITS, "epsilon_cap": HUGE})],
     "later cap is huge": [("opened", LIMITS), ("cap", {"epsilon_cap": HUGE})],
+    "who signed is no text": [("opened", LIMITS), ("cap", {"epsilon_cap": 9.0, "signed_off_by": 5})],
     "a cap changes delta": [("opened", LIMITS), ("cap", {"epsilon_cap": 1.0, "delta": 1e-3})],
     "unknown kind": [("opened", LIMITS), ("other", {})],
     "run is a list": [("opened", LIMITS), ("plan", {**PLAN, "run_id": [1]})],

@@ -239,7 +239,7 @@ def test_a_ledger_belongs_to_one_data_set(path: Path, ledger: Ledger) -> None:
         open_ledger(path, dataset="scans")
 
 
-def test_another_cap_is_an_entry_and_takes_effect(path: Path) -> None:
+def test_a_lower_cap_is_an_entry_and_takes_effect_and_a_higher_one_is_signed_off_first(path: Path) -> None:
     with open_ledger(path) as ledger:
         play(ledger, 5)
     with open_ledger(path, cap=1.0) as ledger:
@@ -247,8 +247,39 @@ def test_another_cap_is_an_entry_and_takes_effect(path: Path) -> None:
         with pytest.raises(PrivacyError, match="budget"):
             ledger.reserve(spend(6), PLAN)
     with open_ledger(path, cap=3.0) as ledger:
+        for charge in (lambda: ledger.reserve(spend(6), PLAN), lambda: ledger.check_plan(PLAN, "run", whole=False)):
+            with pytest.raises(PrivacyError, match=r"raise-cap 3\.0"):
+                charge()
+        assert ledger.reserve(spend(5), PLAN) == StoredReply(b"reply 5")  # paid before
+        assert ledger.statement().epsilon_cap == 1.0
+        ledger.raise_cap("Dr. North", "the board agreed")
         assert isinstance(ledger.reserve(spend(6), PLAN), Reservation)
-    assert [entry.kind for entry in read_entries(path)].count("cap") == 2
+    with open_ledger(path, cap=3.0) as ledger:
+        ledger.raise_cap("nobody")  # nothing to sign off
+        ledger.verify()
+    lowered, raised = [json.loads(entry.text) for entry in read_entries(path) if entry.kind == "cap"]
+    assert lowered["epsilon_cap"] == 1.0
+    assert (raised["epsilon_cap"], raised["signed_off_by"], raised["reason"]) == (3.0, "Dr. North", "the board agreed")
+
+
+def test_a_cap_that_is_signed_off_elsewhere_holds_in_a_ledger_that_is_open(path: Path) -> None:
+    with open_ledger(path, cap=1.0):
+        pass
+    with open_ledger(path, cap=3.0) as waiting, open_ledger(path, cap=3.0) as other:
+        other.raise_cap("Dr. North")
+        assert isinstance(waiting.reserve(spend(1), PLAN), Reservation)
+
+
+@pytest.mark.parametrize(
+    ("by", "reason"), [("", ""), ("  ", ""), ("x\ny", ""), ("x", "y\0"), ("x" * 501, ""), ("\udc80", "")]
+)
+def test_a_sign_off_names_somebody_in_plain_words(path: Path, by: str, reason: str) -> None:
+    with open_ledger(path, cap=1.0):
+        pass
+    with open_ledger(path, cap=3.0) as ledger:
+        with pytest.raises(ConfigError, match="a sign-off needs a name"):
+            ledger.raise_cap(by, reason)
+        assert ledger.statement().entries == 1
 
 
 @pytest.mark.parametrize(("cap", "delta"), [(0.0, DELTA), (-1.0, DELTA), (float("inf"), DELTA), (1.0, 0.0), (1.0, 1.0)])

@@ -10,13 +10,14 @@ import pytest
 
 from client.ledger import Ledger, Reservation, Spend
 from tests.client.crashing_ledger import DELTA, PLAN, open_ledger
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
 
 def run_child(*arguments: str) -> str:
     command = [sys.executable, "-m", "tests.client.crashing_ledger", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

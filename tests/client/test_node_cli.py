@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,16 @@ import pytest
 from PIL import Image
 
 import fedgraft
-from client.approvals import read_approvals
+from client.approvals import Approvals, changing_approvals, keep_approvals, read_approvals
+from client.keys import KEY
 from client.node_config import NODE_TOML, load_node_config
-from client.node_folder import KEY, environment
+from client.node_folder import environment
 from client.own_node import open_own_ledger
 from common.bundle import app_digest
+from common.plan_file import plan_digest, write_plan
 from common.privacy.keys import load_private, load_public, openssh
 from server.place import JOIN_FILE, ServerConfig, make_place
+from tests.federations import small_offer
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +129,41 @@ def test_approvals(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "pixels/8" in typed(capsys, home, "approve", "list")[1]
 
 
+def test_a_plan_is_read_approved_and_withdrawn(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    offer, path = small_offer(), tmp_path / "plan.json"
+    write_plan(path, offer.model, offer.terms)
+    digest = plan_digest(offer.model, offer.terms)
+    status, told = typed(capsys, home, "approve", "plan", str(path), "--yes")
+    assert (status, digest in told, "epsilon" in told, "approved_plans_only = true" in told) == (0, True, True, True)
+    assert typed(capsys, home, "approve", "plan", "CD" * 32)[0] == 0
+    assert set(read_approvals(home).plans) == {digest, "cd" * 32}
+    assert f"plan      {digest}  classification" in typed(capsys, home, "approve", "list")[1]
+    for wrong in ("ab" * 32, digest[:7], ""):
+        assert typed(capsys, home, "approve", "withdraw", wrong)[0] == 2
+    assert typed(capsys, home, "approve", "withdraw", digest[:8].upper())[0] == 0
+    assert set(read_approvals(home).plans) == {"cd" * 32}
+
+
+def test_an_approval_of_any_kind_is_withdrawn(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed(capsys, home, "approve", "app", "ab" * 32)[0] == 0
+    assert typed(capsys, home, "approve", "backbone", "pixels/8")[0] == 0
+    (backbone,) = read_approvals(home).backbones
+    assert "withdrawn from apps" in typed(capsys, home, "approve", "withdraw", "ab" * 32)[1]
+    assert "withdrawn from backbones" in typed(capsys, home, "approve", "withdraw", backbone)[1]
+    assert read_approvals(home) == Approvals()
+
+
+def test_of_approvals_at_once_none_is_lost(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor() as pool, changing_approvals(home):
+        before = read_approvals(home)
+        other = pool.submit(fedgraft.main, ["node", "approve", "plan", "cd" * 32, "--home", str(home)])
+        time.sleep(0.3)
+        keep_approvals(home, before.with_plan("ab" * 32, "first"))
+        assert not other.done()
+    assert other.result() == 0
+    assert set(read_approvals(home).plans) == {"ab" * 32, "cd" * 32}
+
+
 def test_the_doctor_says_of_each_thing_what_to_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, told = typed(capsys, home, "check", "--json")
     assert status == 1
@@ -131,12 +172,13 @@ def test_the_doctor_says_of_each_thing_what_to_do(home: Path, capsys: pytest.Cap
     assert "cannot reach 127.0.0.1:1" in found["server"]["words"]
     assert "fedgraft node approve app" in found["apps"]["words"]
     assert "20 records readable" in found["data"]["words"]
+    assert (found["clock"]["state"], found["contact"]["state"]) == ("note", "ok")
     (home / KEY).chmod(0o644)
     (home / "ca.crt").write_text("nothing")
     home.chmod(0o755)
     next((home.parent / "records" / "a").iterdir()).write_bytes(b"broken")
     told = typed(capsys, home, "check")[1]
-    for words in ("others can read", "is no certificate", "others can look into", "FAIL  data"):
+    for words in ("others can read", "expected a CA's certificate", "others can look into", "FAIL  data"):
         assert words in told
 
 
@@ -145,6 +187,7 @@ def test_status_says_what_is_left(home: Path, capsys: pytest.CaptureFixture[str]
     status, told = typed(capsys, home, "status", "--json")
     said = json.loads(told)
     assert (status, said["paused"], said["running"]) == (0, True, False)
+    assert said["last_contact"] is None
     assert (said["epsilon"], said["epsilon_left"], said["rounds"]) == (0.0, 1.0, 0)
     assert typed(capsys, home, "resume")[0] == 0
     assert "not running" in typed(capsys, home, "status")[1]
@@ -160,6 +203,34 @@ def test_the_ledger_is_verified_and_exported(home: Path, tmp_path: Path, capsys:
     out = tmp_path / "ledger.json"
     assert typed(capsys, home, "ledger", "export", "--out", str(out))[0] == 0
     assert fedgraft.main(["audit", "ledger", str(out), "--key", str(home / f"{KEY}.pub")]) == 0
+
+
+def test_a_higher_cap_is_refused_until_it_is_signed_off_and_the_auditor_reads_by_whom(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert "no ledger yet" in typed(capsys, home, "ledger", "raise-cap", "4")[1]
+    with open_own_ledger(home, load_node_config(home)):
+        pass
+    assert typed(capsys, home, "ledger", "raise-cap", "4")[0] == 2  # node.toml has 1
+    path = home / NODE_TOML
+    path.write_text(path.read_text().replace("max_epsilon = 1.0", "max_epsilon = 4.0"))
+    assert "4 in node.toml: `fedgraft node ledger raise-cap`" in typed(capsys, home, "status")[1]
+    assert json.loads(typed(capsys, home, "status", "--json")[1])["epsilon_cap"] == 1.0
+    assert "run `fedgraft node ledger raise-cap 4.0`" in typed(capsys, home, "check")[1]
+    assert "intact: 1 entries" in typed(capsys, home, "ledger", "verify")[1]
+    assert typed(capsys, home, "ledger", "raise-cap", "5", "--yes")[0] == 2
+    status, told = typed(capsys, home, "ledger", "raise-cap", "4")  # asks, and is answered no
+    assert (status != 0, "Sign this off?" in told, "epsilon 1, to be raised to 4" in told) == (True, True, True)
+    assert "intact: 1 entries" in typed(capsys, home, "ledger", "verify")[1]
+    signed = ["--yes", "--by", "Dr. North", "--reason", "the board agreed"]
+    assert "the cap is epsilon 4" in typed(capsys, home, "ledger", "raise-cap", "4", *signed)[1]
+    assert "nothing to sign off" in typed(capsys, home, "ledger", "raise-cap", "4")[1]
+    assert "refusing" not in typed(capsys, home, "status")[1]
+    out = tmp_path / "ledger.json"
+    typed(capsys, home, "ledger", "export", "--out", str(out))
+    assert fedgraft.main(["audit", "ledger", str(out)]) == 0
+    assert "Dr. North" in capsys.readouterr().out
 
 
 def test_flowers_programs_get_an_environment_that_tells_nobody_anything(home: Path) -> None:

@@ -31,6 +31,7 @@ from common.data import load_source
 from common.errors import BudgetSpentError, ConfigError, FederationError, PrivacyError
 from common.features import default_cache
 from common.messages import Hello, Offer, Reason, Refusal, TrainTask, Update
+from common.plan_file import plan_digest, plan_in_words
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.entries import read_entries
 from common.privacy.noise import SystemRandomness
@@ -159,6 +160,24 @@ def test_a_partial_node_joins_a_plan_that_is_too_long_until_the_last_round_that_
         assert ledger.statement().epsilon == table[2]
 
 
+def test_a_node_that_joins_approved_plans_only_tells_which_plan_it_refused(
+    node_folder: Path, caplog: pytest.LogCaptureFixture, as_own_node: Path
+) -> None:
+    configure(node_folder, "delta = 1e-5", "delta = 1e-5\napproved_plans_only = true")
+    offer, hello = small_offer(), RecordDict({wire.CONFIG: wire.encode_task(small_offer())})
+    digest = plan_digest(offer.model, offer.terms)
+    assert wire.decode_reply(ask(hello, wire.QUERY_HELLO)) == Refusal(Reason.POLICY)
+    assert f"`fedgraft node approve plan {digest}`" in caplog.text
+    assert plan_in_words(offer.model, offer.terms) in caplog.text
+    keep_approvals(node_folder, read_approvals(node_folder).with_plan(digest, "read"))
+    assert isinstance(train_round(small_task(), open_own_node(node_folder)), Update)
+    with pytest.raises(PrivacyError, match="nobody approved the plan"):
+        accept_offer(small_offer(rounds=4), open_own_node(node_folder))
+    keep_approvals(node_folder, read_approvals(node_folder).without(digest))
+    with pytest.raises(PrivacyError, match="nobody approved the plan"):
+        train_round(small_task(2), open_own_node(node_folder))
+
+
 def test_what_was_paid_counts_for_every_later_run(node_folder: Path, node: Node) -> None:
     for round_ in (1, 2, 3):
         train_round(small_task(round_, noise_multiplier=0.9), node)
@@ -169,6 +188,24 @@ def test_what_was_paid_counts_for_every_later_run(node_folder: Path, node: Node)
     with pytest.raises(BudgetSpentError):
         accept_offer(Offer("run-2", offer.model, offer.terms), open_own_node(node_folder))
     assert isinstance(accept_offer(offer, open_own_node(node_folder)), Hello)  # the run that has paid already
+
+
+@pytest.mark.parametrize("partial", ["false", "true"])
+def test_a_cap_that_nobody_signed_off_refuses_offers_and_rounds_and_one_that_is_lowered_holds_at_once(
+    partial: str, node_folder: Path
+) -> None:
+    configure(node_folder, "delta = 1e-5", f"delta = 1e-5\npartial = {partial}")
+    train_round(small_task(), open_own_node(node_folder))
+    configure(node_folder, "max_epsilon = 8.0", "max_epsilon = 9.0")
+    for ask_for in (lambda node: accept_offer(small_offer(), node), lambda node: train_round(small_task(2), node)):
+        with pytest.raises(PrivacyError, match=r"raise-cap 9\.0"):
+            ask_for(open_own_node(node_folder))
+    with open_own_node(node_folder).open_ledger() as ledger:
+        ledger.raise_cap("Dr. North")
+    assert isinstance(train_round(small_task(2), open_own_node(node_folder)), Update)
+    configure(node_folder, "max_epsilon = 9.0", "max_epsilon = 0.1")
+    with pytest.raises(BudgetSpentError):
+        train_round(small_task(3), open_own_node(node_folder))
 
 
 def test_exact_metrics_never_leave(node: Node) -> None:
@@ -219,7 +256,7 @@ def test_a_message_cannot_make_a_real_node_a_simulated_one(as_own_node: Path) ->
         ("[privacy]", "[privcy]", r"did you mean \[privacy\]"),
         ("max_epsilon", "max_epsilom", "did you mean privacy.max_epsilon"),
         ("delta = 1e-5", "delta = 0.5", r"at most 1 / data.declared_size"),
-        ('"coordinator.example.org:9092"', '"coordinator"', 'server.address: expected "host:port"'),
+        ('"coordinator.example.org:9092"', '"coordinator"', 'server.address: expected "host:port" or'),
         ('"9"]', '"9", "0"]', "expected every class once"),
         ('"9"]', '"9"', "expected TOML"),
         ("[data]", "[data]\nkeys = {labls = 'x'}", "expected only the keys"),
@@ -368,3 +405,33 @@ def test_a_server_cannot_write_lines_into_the_log(as_own_node: Path) -> None:
         forged = ConfigRecord({wire.TASK: json.dumps({**body, "model": {**body["model"], **change}})})
         reply = ask(RecordDict({wire.CONFIG: forged}), wire.QUERY_HELLO)
         assert wire.decode_reply(reply) == Refusal(Reason.PROTOCOL)
+
+
+def test_patients_are_protected_where_the_node_says_so_and_its_records_name_them(node_folder: Path) -> None:
+    digits = load_source("digits")
+    who = np.array([f"p{number % 20}" for number in range(60)])
+    images = np.stack([np.asarray(image) for image in digits.inputs[:60]])
+    np.savez(node_folder / "records.npz", images=images, labels=digits.labels[:60], patient=who)
+    configure(node_folder, 'source = "records"', 'source = "records.npz"')
+    with pytest.raises(PrivacyError, match="protects one record of a patient only"):
+        open_own_node(node_folder)
+    configure(node_folder, "[privacy]", '[privacy]\nunit = "patient"')
+    configure(node_folder, "declared_size = 60", "declared_size = 20")
+    task = small_task(unit="patient", records_per_unit=2)
+    for _ in range(2):  # the second time from the index
+        node = open_own_node(node_folder)
+        patients = node.records(node.own(task.offer.model)).patients
+        assert patients is not None
+        assert np.bincount(patients).tolist() == [3] * 20
+    assert accept_offer(task.offer, node) == Hello("st-mary", 20)
+    assert isinstance(train_round(task, node), Update)
+    with pytest.raises(PrivacyError, match="one patient, the server offers unit 'record'"):
+        accept_offer(small_offer(), node)
+    index = b"".join(path.read_bytes() for path in (node_folder / "index").iterdir())
+    assert b"p19" not in index
+
+
+def test_patients_that_no_record_names_are_refused(node_folder: Path) -> None:
+    configure(node_folder, "[privacy]", '[privacy]\nunit = "patient"')
+    with pytest.raises(PrivacyError, match="needs data that name patients"):
+        open_own_node(node_folder)

@@ -56,6 +56,19 @@ def test_the_same_task_again_gets_the_same_bytes_and_costs_nothing(node: Node) -
     assert spent(node) == cost
 
 
+def test_a_repeat_that_overtakes_the_first_answers_for_both(tmp_path: Path) -> None:
+    """A SuperNode that was restarted asks again while its app still trains: one release, paid once, sent twice."""
+    node, others = node_in(tmp_path, federation={"seed": None}), list[Any]()
+
+    def overtaken(model: Any) -> Any:
+        others.append(train_round(small_task(), node))
+        return node.records(model)
+
+    update = train_round(small_task(), dataclasses.replace(node, records=overtaken))
+    assert arrays_digest(update.head) == arrays_digest(others[0].head)
+    assert spent(node) == epsilon_by_round(small_task().offer.terms)[1]
+
+
 def test_a_repeat_is_never_trained_again_with_fresh_noise(tmp_path: Path) -> None:
     """A seeded node would make the same bytes twice; an unseeded one shows where they came from."""
     node = node_in(tmp_path, federation={"seed": None})

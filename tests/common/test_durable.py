@@ -14,6 +14,7 @@ import pytest
 
 from common.durable import write_bytes, write_json
 from common.errors import ConfigError
+from tests.processes import wait_until
 
 LIMITED = """
 import resource, signal, sys
@@ -64,9 +65,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     child = subprocess.Popen([sys.executable, "-c", WRITING, path])
     try:
-        deadline = time.monotonic() + 30
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert wait_until(path.exists)
         time.sleep(0.2)
     finally:
         os.kill(child.pid, signal.SIGKILL)

@@ -45,6 +45,17 @@ def test_the_digest_does_not_depend_on_how_a_number_is_written() -> None:
     assert PrivacyTerms.from_dict({**TERMS.to_dict(), "clipping_norm": 1, "rounds": 30.0}).digest == TERMS.digest
 
 
+def test_patients_have_a_number_of_records_and_records_have_none() -> None:
+    patients = replace(TERMS, unit="patient", records_per_unit=5)
+    assert PrivacyTerms.from_dict(patients.to_dict()) == patients
+    assert patients.to_dict()["records_per_unit"] == 5
+    assert "records_per_unit" not in TERMS.to_dict()  # ledgers of records stay readable
+    with pytest.raises(ProtocolError, match="records_per_unit"):
+        PrivacyTerms.from_dict({**TERMS.to_dict(), "unit": "patient"})
+    with pytest.raises(ProtocolError, match="records_per_unit"):
+        PrivacyTerms.from_dict({**TERMS.to_dict(), "records_per_unit": 5})
+
+
 def test_the_declared_size_is_part_of_the_plans_digest() -> None:
     assert TERMS.for_node(100).digest != TERMS.for_node(101).digest
 
@@ -57,7 +68,9 @@ def test_the_divisor_is_a_public_constant() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"unit": "patient"},
+        {"unit": "person"},
+        {"records_per_unit": 2},
+        {"unit": "patient", "records_per_unit": 0},
         {"trust": "secagg"},
         {"relation": "replace-one"},
         {"sampling_rate": 0.0},

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor.types import ExecutionSpec
 
-from common.warm_executor import approved_only, confined
+from common.ports import free_port
+from common.task_end import tell_failed
+from common.warm_executor import ForkingExecutor, approved_only, confined
+from tests.processes import PATIENCE_S
+
+
+def a_task() -> ExecutionSpec:
+    """A task of a SuperNode that is not there."""
+    return ExecutionSpec(
+        task_type=TaskType.CLIENT_APP,
+        runtime_api_address=f"127.0.0.1:{free_port()}",
+        token="token",
+        insecure=True,
+        root_certificates_path=None,
+        runtime_dependency_install=False,
+        parent_pid=None,
+        suppress_output=False,
+        task_id=1,
+    )
 
 
 def test_only_approved_bytes_are_unpacked(tmp_path: Path) -> None:
@@ -35,3 +56,22 @@ def test_an_app_is_found_in_its_own_place_only(named: str, tmp_path: Path, monke
     assert confined(lambda: home / "apps" / "fedgraft")() == home / "apps" / "fedgraft"
     with pytest.raises(PermissionError, match="named as its bundle is"):
         confined(lambda: home / named)()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_an_app_that_ends_badly_is_told_of_at_once_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Flower's folder an app cannot even be started: its process ends with status 1."""
+    monkeypatch.delenv("FLWR_HOME", raising=False)
+    told, task = list[ExecutionSpec](), a_task()
+    executor = ForkingExecutor(tmp_path / "approved.json", told.append)
+    executor.launch(task)
+    deadline = time.monotonic() + PATIENCE_S
+    while not told and time.monotonic() < deadline:
+        executor.reconcile()
+        time.sleep(0.01)
+    executor.reconcile()
+    assert told == [task]
+
+
+def test_nobody_to_tell_is_no_error() -> None:
+    assert not tell_failed(a_task())

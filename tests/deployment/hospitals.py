@@ -19,6 +19,7 @@ import tomli_w
 from PIL import Image
 
 import fedgraft
+from client.node_config import NODE_TOML
 from common.data import load_source
 from common.ports import free_port
 from common.supervisor import supervisor_of
@@ -73,9 +74,9 @@ class Hospitals:
         self.run("server", "add-node", name, "--key", str(home / "node.key.pub"), home=self.server)
         return home
 
-    def start(self, kind: str, home: Path) -> None:
+    def start(self, kind: str, home: Path, *options: str) -> None:
         """Start a node or the coordinator."""
-        command = [sys.executable, "-m", "fedgraft", kind, "start", "--home", str(home)]
+        command = [sys.executable, "-m", "fedgraft", kind, "start", "--home", str(home), *options]
         with (home.parent / f"{home.name}.out").open("wb") as log:
             self.started.append(subprocess.Popen(command, stdout=log, stderr=log, env=_environment()))
         assert wait_until(lambda: supervisor_of(home) is not None)
@@ -105,6 +106,12 @@ class Hospitals:
         """The round log of a run."""
         path = self.server / "runs" / run / "rounds.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def raise_cap(self, home: Path, epsilon: float) -> None:
+        """Let a node spend more: in its configuration, and by its operator's sign-off."""
+        path = home / NODE_TOML
+        path.write_text(path.read_text().replace("max_epsilon =", f"max_epsilon = {epsilon} #", 1))
+        self.run("node", "ledger", "raise-cap", str(epsilon), "--yes", home=home)
 
     def status(self, home: Path) -> dict[str, Any]:
         """What a node says of itself."""

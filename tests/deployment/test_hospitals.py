@@ -15,6 +15,7 @@ from client.approvals import APPROVALS
 from client.node_config import NODE_TOML
 from common.privacy.accountant import epsilon_by_round
 from server.coordinator import privacy_terms
+from tests.confining import can_confine
 from tests.deployment.hospitals import Hospitals, write_digits
 from tests.federations import small_config
 from tests.processes import wait_until
@@ -22,6 +23,7 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = ("north", "south", "west")
+CONFINED = ("--isolation", "process") if can_confine() else ()  # its app has no network
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
         made.coordinate()
         for number, name in enumerate(NAMES):
             data = write_digits(made.folder / "data" / name, range(number * 100, number * 100 + 100))
-            made.start("node", made.admit(name, data))
+            made.start("node", made.admit(name, data), *(CONFINED if name == "north" else ()))
         assert made.online(NAMES)
         yield made
     finally:
@@ -80,7 +82,10 @@ def test_every_ledger_holds_what_was_released_and_an_auditor_verifies_it(hospita
 
 
 def test_the_doctor_finds_nothing_to_do(hospitals: Hospitals) -> None:
-    assert "FAIL" not in hospitals.run("node", "check", home=hospitals.folder / "north")
+    told = hospitals.run("node", "check", home=hospitals.folder / "north")
+    assert "FAIL" not in told
+    assert "by the signed times that it accepts" in told
+    assert "the coordinator last answered" in told
 
 
 def test_a_node_whose_cap_does_not_suffice_refuses_or_stops_at_the_last_round_that_fits(hospitals: Hospitals) -> None:
@@ -114,8 +119,7 @@ def test_an_app_a_backbone_or_a_key_that_nobody_approved_is_refused(hospitals: H
     (hospitals.folder / "north" / APPROVALS).write_text('{"apps": {}, "backbones": {}}')
     (hospitals.folder / "south" / APPROVALS).write_text(approvals["south"].replace('"pixels/8"', '"pixels/7"'))
     for name in ("south", "west"):
-        path = hospitals.folder / name / NODE_TOML
-        path.write_text(path.read_text().replace("max_epsilon =", "max_epsilon = 50.0 #", 1))
+        hospitals.raise_cap(hospitals.folder / name, 50.0)
     east = hospitals.admit("east", data)
     (east / "node.key").write_bytes(_other_key())
     hospitals.start("node", east)
@@ -133,8 +137,7 @@ def test_an_app_a_backbone_or_a_key_that_nobody_approved_is_refused(hospitals: H
 def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> None:
     """First the SuperLink and a SuperNode, with the server app waiting for them; then the server app itself."""
     for name in NAMES:
-        path = hospitals.folder / name / NODE_TOML
-        path.write_text(path.read_text().replace("max_epsilon =", "max_epsilon = 50.0 #", 1))
+        hospitals.raise_cap(hospitals.folder / name, 50.0)
     config = hospitals.configuration(federation={"rounds": 8, "round_timeout_s": 60.0})
     command = [sys.executable, "-m", "fedgraft", "server", "run", str(config), "--name", "killed"]
     command += ["--nodes", ",".join(NAMES), "--home", str(hospitals.server)]
@@ -146,11 +149,12 @@ def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> 
             process.kill()
         before = len(hospitals.lines("killed"))
         assert wait_until(lambda: len(hospitals.lines("killed")) >= before + 2)
+        assert following.poll() is None  # it goes on while the SuperLink is away
         (app,) = hospitals.server_apps()
         app.kill()
     finally:
         following.terminate()
-        following.wait(60)
+        following.wait()
     assert hospitals.online(NAMES)
     hospitals.run("server", "resume", "killed", home=hospitals.server)
     assert [line["round"] for line in hospitals.lines("killed")] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -158,6 +162,32 @@ def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> 
         hospitals.run("node", "ledger", "verify", home=hospitals.folder / name)
         said = hospitals.status(hospitals.folder / name)
         assert max(said["runs"].values()) <= 8
+
+
+def test_a_key_that_is_replaced_or_removed_is_cut_off_while_it_is_connected(hospitals: Hospitals) -> None:
+    """The last test: north is gone after it."""
+    home = hospitals.folder / "north"
+    log = home / "logs" / "supernode.log"
+
+    def ids() -> list[str]:
+        return [line.split()[-1] for line in log.read_text().splitlines() if "SuperNode ID" in line]
+
+    assert hospitals.online(["north"])
+    before = ids()[-1]
+    hospitals.run("node", "rotate-key", home=home)
+    replace = ("--key", str(home / "node.key.pub"), "--replace")
+    hospitals.run("server", "add-node", "north", *replace, home=hospitals.server)
+    assert wait_until(lambda: ids()[-1] != before)  # cut off by its old key, and started again with the new one
+    assert hospitals.online(["north"])
+    told = len(log.read_text())
+    hospitals.run("server", "remove-node", "north", home=hospitals.server)
+    assert wait_until(lambda: log.read_text()[told:].count("Starting Flower SuperNode") >= 2)
+    assert "SuperNode ID" not in log.read_text()[told:]
+    listed = json.loads(hospitals.run("server", "nodes", "--json", home=hospitals.server))
+    assert [one["status"] for one in listed if one["name"] == "north"] == ["unregistered", "unregistered"]
+    assert "already in use" in hospitals.run(
+        "server", "add-node", "north", *replace[:2], home=hospitals.server, status=2
+    )
 
 
 def _other_key() -> bytes:

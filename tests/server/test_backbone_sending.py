@@ -19,9 +19,9 @@ from flwr.clientapp import ClientApp
 from PIL import Image
 
 import client.app
-from client.approvals import Approvals, keep_approvals, read_approvals
-from client.backbone_receiving import BACKBONES
+from client.approvals import Approvals, keep_approvals
 from client.node_config import NODE_TOML
+from client.sent_backbones import BACKBONES, LOCK, sent_reference
 from common import places, wire
 from common.backbones import parcel as parcels
 from common.backbones.controls import load_reference
@@ -32,10 +32,11 @@ from common.heads import head_arrays
 from common.messages import Offer, Reason, Refusal
 from common.model import make_head
 from server.aggregation import build_strategy
-from server.backbone_sending import bytes_sent, joining, send_backbone
+from server.backbone_sending import joining, send_backbone
 from server.checkpoints import RunStore, read_lines
 from server.link import Link
 from server.rounds import RoundPlan, run_rounds
+from server.sent_bytes import bytes_sent
 from simulations.engine import FIRST_NODE_ID, InProcessGrid, task_identity
 from tests.client.test_own_node import CONFIG
 from tests.federations import small_config, small_offer, small_terms
@@ -46,7 +47,7 @@ STEP = 64 << 10
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(parcels, "CHUNK_BYTES", STEP)
+    monkeypatch.setattr(parcels, "PIECE_BYTES", STEP)
     before = {name: logging.getLogger(name).level for name in ("flwr", "fedgraft.node")}
     for name in before:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -86,7 +87,7 @@ def homes(parcel: Parcel, packed: Path, tmp_path: Path) -> dict[str, Path]:
         (home / NODE_TOML).write_text(text.replace("max_epsilon = 8.0", "max_epsilon = 50.0"))
     shutil.copytree(packed, tmp_path / "carried")
     keep_approvals(made["north"], Approvals().with_backbone(digest, f"package/{tmp_path / 'carried'}"))
-    keep_approvals(made["south"], Approvals().awaiting(digest, 10_000_000))
+    keep_approvals(made["south"], Approvals().with_sent(digest, 10_000_000))
     return made
 
 
@@ -146,10 +147,9 @@ def test_a_node_without_the_backbone_gets_it_once_and_joins(
         assert bytes_sent(folder) == (parcel.contents.total if number == 0 else 0)
     assert isinstance(link.grid, Hospitals)
     assert (FIRST_NODE_ID, wire.QUERY_BACKBONE) not in link.grid.kinds
-    approved = read_approvals(homes["south"])
-    assert approved.awaited == {}
-    assert approved.backbones[parcel.contents.digest].startswith(f"package/{homes['south']}")
-    assert load_reference(approved.backbones[parcel.contents.digest]).digest == parcel.contents.digest
+    reference = sent_reference(homes["south"], parcel.contents.digest)
+    assert reference.startswith(f"package/{homes['south']}")
+    assert load_reference(reference).digest == parcel.contents.digest
 
 
 def _scores() -> Any:
@@ -168,10 +168,10 @@ def test_a_server_that_is_killed_goes_on_where_it_stopped(
     link.offer(plan.offer)
     whole, left = link.hand_over, iter([True] * calls)
 
-    def cut(parts: Any) -> Any:
+    def cut(parts: Any, timeout_s: float) -> Any:
         if not next(left, False):
             raise CutError
-        return whole(parts)
+        return whole(parts, timeout_s)
 
     link.hand_over = cut  # type: ignore[method-assign]
     with pytest.raises(CutError):
@@ -239,7 +239,7 @@ def test_a_server_whose_bytes_are_others_is_refused_and_nothing_is_kept(
     link = linked(homes, tmp_path)
     joining(Parcel(tmp_path / "spoilt", parcel.contents), tmp_path)(link, plan.offer)
     assert link.refused == {"south": "protocol"}
-    assert not any((homes["south"] / BACKBONES).iterdir())
+    assert [path.name for path in (homes["south"] / BACKBONES).iterdir()] == [LOCK]
 
 
 def test_a_node_whose_operator_approved_nothing_is_sent_nothing(
@@ -255,5 +255,5 @@ def test_a_node_whose_operator_approved_nothing_is_sent_nothing(
 def test_a_simulated_node_takes_no_backbone(parcel: Parcel, tmp_path: Path) -> None:
     config = small_config()
     link = Link(InProcessGrid(client.app.app, config, range(4), tmp_path))
-    replies = link.hand_over({FIRST_NODE_ID: parcel.part(0)})
+    replies = link.hand_over({FIRST_NODE_ID: parcel.part(0)}, 60.0)
     assert replies[FIRST_NODE_ID] == Refusal(Reason.PROTOCOL)

@@ -70,3 +70,14 @@ def test_a_checkpoint_of_another_run_is_refused(store: RunStore) -> None:
     store.save(checkpoint(1))
     with pytest.raises(ConfigError, match="belongs to another run"):
         RunStore(store.folder, "run-2").latest()
+
+
+def test_a_round_asked_for_after_a_line_was_cut_short_counts(tmp_path: Path) -> None:
+    """A crash or a full disk tears a line; what is asked for afterwards is paid for, and must not be forgotten."""
+    store = RunStore(tmp_path, "run")
+    store.note_asked(1, ["north"])
+    with (tmp_path / "asked.jsonl").open("a") as file:
+        file.write('{"round": 2, "nod')
+    store.note_asked(2, ["north"])
+    store.note_asked(3, ["north", "south"])
+    assert store.asked() == {"north": {1, 2, 3}, "south": {3}}

@@ -7,11 +7,13 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import fedgraft
 from common import places
-from common.config import load_config
+from common.config import dump_toml, load_config
 from common.errors import ConfigError
+from common.privacy.keys import openssh
 from server.place import JOIN_FILE, NODES, SERVER_TOML, Place, Registered, folder_of_run, open_place
 from server.submission import open_run, start_run
 from tests.federations import small_config
@@ -29,6 +31,10 @@ def place(made: Path) -> Place:
     opened = open_place(made)
     opened.keep_nodes({"north": Registered(node_id=7, fingerprint="SHA256:x")})
     return opened
+
+
+def fresh_public() -> str:
+    return openssh(ec.generate_private_key(ec.SECP384R1()).public_key())
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -82,6 +88,17 @@ def test_a_run_that_cannot_be_is_refused(
     with pytest.raises(ConfigError, match=words):
         open_run(place, small_config(**changes), name, nodes)
     assert not (place.runs / "two").exists()
+
+
+def test_a_run_that_could_not_be_submitted_leaves_no_folder(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody serves at the port for the coordinator's commands."""
+    config = place.folder / "run.toml"
+    config.write_bytes(dump_toml(small_config()).encode())
+    for _ in range(2):  # the second time the name must not be taken
+        status, told = said(capsys, "run", str(config), "--name", "unsent", "--home", str(place.folder))
+        assert status != 0
+        assert "cannot be reached" in told
+        assert not (place.runs / "unsent").exists()
 
 
 def test_a_run_that_is_not_there_or_finished_is_not_started(place: Place) -> None:
@@ -146,4 +163,7 @@ def test_a_key_that_is_none_lets_nobody_in(place: Place, tmp_path: Path, capsys:
     status, told = said(capsys, "add-node", "south", *key)
     assert status == 2
     assert "expected an OpenSSH public key" in told
+    (tmp_path / "x.pub").write_text(fresh_public())
     assert "is registered already" in said(capsys, "add-node", "north", *key)[1]
+    assert "leave --replace out" in said(capsys, "add-node", "south", "--replace", *key)[1]
+    assert set(place.nodes()) == {"north"}

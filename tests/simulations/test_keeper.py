@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import PATIENCE_S
+
 # A process that ignores requests to end; and one that starts it in another session, says its number, and ends itself.
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
 DETACHED = (
@@ -34,7 +36,7 @@ def folder(tmp_path):
     return path
 
 
-def wait_for(condition, seconds: float = 20):
+def wait_for(condition, seconds: float = PATIENCE_S):
     deadline = time.monotonic() + seconds
     while not (value := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -57,7 +59,7 @@ def test_closing_the_pipe_ends_a_detached_and_stubborn_process(folder, tmp_path)
         assert wait_for((folder / "ended").exists)
         assert (folder / "ended").read_text() == "0"
         assert detached.is_running()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     assert not detached.is_running()
     assert not folder.exists()
 
@@ -65,7 +67,7 @@ def test_closing_the_pipe_ends_a_detached_and_stubborn_process(folder, tmp_path)
 def test_a_command_that_still_runs_is_ended(folder, tmp_path):
     with keeper(folder, tmp_path / "log", "sleep", "600") as process:
         command = wait_for(lambda: psutil.Process(process.pid).children())[0]
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     assert not command.is_running()
 
 
@@ -73,7 +75,7 @@ def test_ending_the_keeper_ends_what_it_keeps(folder, tmp_path):
     with keeper(folder, tmp_path / "log", sys.executable, "-c", DETACHED) as process:
         detached = detached_process(tmp_path / "log")
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE_S)
     assert not detached.is_running()
 
 

@@ -43,22 +43,23 @@ def epsilons(folder: Path) -> dict[str, float]:
     return found
 
 
-def strike(arguments: list[str], folder: Path, blow: signal.Signals, moment: Callable[[], object]) -> int:
-    """Run ``fedgraft simulate``, with a feature cache of its own, until a moment; end it; return its status.
+def strike(command: list[str], folder: Path, blow: signal.Signals, moment: Callable[[], object]) -> int:
+    """Run a module, with a feature cache of its own, until a moment; end it; return its status.
 
     What it says goes to this test's own stderr.
     """
     environment = {**os.environ, CACHE: str(folder.with_name("cache"))}
-    command = [sys.executable, "-m", "fedgraft", "simulate", *arguments]
     with (
         folder.with_name("said").open("a+") as said,
-        subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT) as child,
+        subprocess.Popen(
+            [sys.executable, "-m", *command], env=environment, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT
+        ) as child,
     ):
         assert wait_until(lambda: moment() or child.poll() is not None)
         child.send_signal(blow)
         child.wait()
     print(folder.with_name("said").read_text(), file=sys.stderr)
-    assert wait_until(lambda: not left_behind(folder), seconds=30), left_behind(folder)
+    assert wait_until(lambda: not left_behind(folder)), left_behind(folder)
     assert not (folder / "result.json").exists()
     return child.returncode
 
@@ -68,9 +69,10 @@ def test_after_any_blow_a_run_goes_on_in_either_engine_to_the_same_head(tmp_path
     config = written(tmp_path, model={"head": "mlp", "hidden": 8}, federation={"rounds": 20})
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "struck"
-    log, on_ray = folder / "rounds.jsonl", ["--resume", str(folder), "--engine", "ray"]
+    log, on_ray = folder / "rounds.jsonl", ["fedgraft", "simulate", "--resume", str(folder), "--engine", "ray"]
+    in_process = ["tests.simulations.waiting_run", "3", "simulate", str(config), "--out", str(folder)]
 
-    assert strike([str(config), "--out", str(folder)], folder, signal.SIGKILL, lambda: lines_in(log) >= 2) < 0
+    assert strike(in_process, folder, signal.SIGKILL, lambda: lines_in(log) >= 2) < 0
     ray_is_up = lambda: any("raylet" in name for name in left_behind(folder))  # noqa: E731
     assert strike(on_ray, folder, signal.SIGINT, ray_is_up) == fedgraft.INTERRUPTED
     done = lines_in(log)

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from simulations import run
 from simulations.engine import run_in_process
 from simulations.result import Result, mean_result
 from tests.federations import digest_of, small_config
+from tests.processes import lines_in, wait_until
 
 RESULT_KEYS = {
     "accuracy", "accuracy_std", "metrics", "privacy", "bytes", "timing_s", "rounds", "nodes", "seed", "versions",
@@ -188,11 +188,10 @@ def test_kill_9_and_resume_give_the_head_of_an_undisturbed_run(tmp_path: Path) -
     config = written(tmp_path, federation={"rounds": 12, "strategy": "fedavgm"})
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "fedgraft", "simulate", str(config), "--out", str(folder)]
+    waiting = [sys.executable, "-m", "tests.simulations.waiting_run", str(KILLED_AT_ROUND + 1)]
+    command = [*waiting, "simulate", str(config), "--out", str(folder)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log, deadline = folder / "rounds.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= KILLED_AT_ROUND):
-        time.sleep(0.002)
+    assert wait_until(lambda: lines_in(folder / "rounds.jsonl") >= KILLED_AT_ROUND)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert not (folder / "result.json").exists()
@@ -200,7 +199,9 @@ def test_kill_9_and_resume_give_the_head_of_an_undisturbed_run(tmp_path: Path) -
     assert digest_of(folder) == digest_of(tmp_path / "whole")
     spent, whole = (result_of(place)["privacy"]["epsilon_per_node"] for place in (folder, tmp_path / "whole"))
     assert all(spent[name] >= whole[name] for name in whole)
-    assert [line["round"] for line in map(json.loads, log.read_text().splitlines())] == list(range(1, 13))
+    assert [line["round"] for line in map(json.loads, (folder / "rounds.jsonl").read_text().splitlines())] == list(
+        range(1, 13)
+    )
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -218,7 +219,7 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "unknown backbone": ({"model": {"backbone": "embedded/glif"}}, "did you mean 'embedded/glyph'"),
     "unknown cut": ({"model": {"backbone": "pixels/8", "cut": "pixel"}}, "did you mean 'pixels'"),
     "missing file": ({"data": {"source": "/nowhere/images.npz"}}, "nowhere"),
-    "unit that is not built": ({"privacy": {"unit": "patient"}}, "unit"),
+    "patients that nobody names": ({"privacy": {"unit": "patient"}}, "needs data that name patients"),
     "trust that is not built": ({"privacy": {"trust": "secagg"}}, "trust"),
     "empty nodes": ({"federation": {"nodes": 200}, "data": {"partition": "dirichlet", "alpha": 0.01}}, "node"),
     "more nodes than records": ({"federation": {"nodes": 5000}}, "5000"),

@@ -1,0 +1,130 @@
+"""Run a command and measure its whole process tree: wall seconds, processor seconds, peak memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+EVERY_S = 0.25
+MARK = "FEDGRAFT_MEASURED"  # in the environment of the command and of all that it starts, daemons too
+TAIL = 2000  # characters
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command took.
+
+    Attributes:
+        wall_s: from its start to its end.
+        processor_s: of all its processes; what a process did after it was last looked at is missed.
+        peak_bytes: most memory of all its processes at one time, shared pages counted once where Linux tells.
+        status: exit status; None when it was stopped at the limit.
+        tail: the end of what it printed.
+    """
+
+    wall_s: float
+    processor_s: float
+    peak_bytes: int
+    status: int | None
+    tail: str
+
+
+class _Tree:
+    """All processes that bear a mark, and what they have used so far."""
+
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
+        self._ours: dict[tuple[int, float], bool] = {}
+        self._seconds: dict[tuple[int, float], float] = {}
+        self.peak_bytes = 0
+
+    @property
+    def processor_s(self) -> float:
+        return sum(self._seconds.values())
+
+    def look(self) -> list[psutil.Process]:
+        """Note what every process has used; those that are running."""
+        found, resident = [], 0
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if self._is_ours(process) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+                    times = process.cpu_times()
+                    self._seconds[process.pid, process.create_time()] = times.user + times.system
+                    resident += process.memory_info().rss
+        if resident > self.peak_bytes:  # an upper bound of what is counted, and cheap
+            self.peak_bytes = max(self.peak_bytes, sum(map(_memory, found)))
+        return found
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        key = process.pid, process.create_time()
+        if not self._ours.get(key, False):  # a process bears its parent's mark from its first moment
+            if key in self._ours and time.time() - key[1] > 5:
+                return False
+            self._ours[key] = process.environ().get(MARK) == self._mark
+        return self._ours[key]
+
+
+def measure(
+    command: Sequence[str | Path], environment: Mapping[str, str] | None = None, limit_s: float = 3600
+) -> Measured:
+    """Run a command to its end, or stop it and all that it started at the limit.
+
+    What it leaves running, as daemons do, is stopped too; by process id.
+    """
+    mark = uuid.uuid4().hex
+    tree = _Tree(mark)
+    with tempfile.TemporaryFile() as output:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            env={**(os.environ if environment is None else environment), MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        status: int | None = None
+        try:
+            while status is None and time.perf_counter() - began < limit_s:
+                tree.look()
+                with suppress(subprocess.TimeoutExpired):
+                    status = process.wait(EVERY_S)
+            wall = time.perf_counter() - began
+        finally:
+            _stop(tree)
+            process.wait()
+        output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL))
+        tail = output.read().decode(errors="replace")
+    return Measured(wall, tree.processor_s, tree.peak_bytes, status, tail)
+
+
+def _memory(process: psutil.Process) -> int:
+    """Proportional share of a process, where the system tells; else its resident memory."""
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    with suppress(psutil.Error):
+        return int(process.memory_info().rss)
+    return 0
+
+
+def _stop(tree: _Tree) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        for process in tree.look():
+            with suppress(psutil.Error):
+                process.send_signal(sign)
+        deadline = time.monotonic() + 5
+        while tree.look() and time.monotonic() < deadline:
+            time.sleep(0.1)

@@ -1,0 +1,27 @@
+"""A client of NVIDIA FLARE, by its client API: receive a model, train it with Opacus, send it back."""
+
+import os
+
+import nvflare.client as flare
+from flare_net import Net
+from task import node_images, private_epoch, read_work
+
+
+def main():
+    path = os.environ["PEER_WORK"]
+    work = read_work(path)
+    flare.init()
+    node = int(flare.get_site_name().removeprefix("site-")) - 1
+    model = Net()
+    images, labels = node_images(path, node)
+    while flare.is_running():
+        received = flare.receive()
+        if received is None:
+            break
+        model.load_state_dict(received.params)
+        private_epoch(model, images, labels, work)
+        flare.send(flare.FLModel(params=model.state_dict(), meta={"NUM_STEPS_CURRENT_ROUND": work["local_steps"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Letting nodes in and out: no crash loses a key. The SuperLink is a stand-in here; tests/deployment has a real one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common.errors import ConfigError
+from common.privacy.keys import fingerprint, openssh
+from server import control, registration
+from server.place import NODES, Place, ServerConfig
+from server.registration import PENDING, admit, remove, removed_nodes
+from server.run_folder import NODES as RUN_NODES
+from server.run_folder import named_nodes
+from server.submission import _reach_registered
+
+FLWR = """#!{python} -IS
+import fcntl, json, sys
+from pathlib import Path
+path = Path({state!r})
+with open({state!r} + ".lock", "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    nodes = json.loads(path.read_text()) if path.exists() else {{}}
+    action, argument = sys.argv[2], sys.argv[3]
+    said = {{"success": True}}
+    if action == "register":
+        key = Path(argument).read_text().split()[1]
+        if key in [one["key"] for one in nodes.values()]:
+            said = {{"success": False, "error-message": "Public key already in use"}}
+        else:
+            said["node-id"] = str(100 + len(nodes))
+            nodes[said["node-id"]] = {{"key": key, "status": "registered"}}
+    elif action == "unregister":
+        if nodes.get(argument, {{}}).get("status") != "registered":
+            said = {{"success": False, "error-message": "not found"}}
+        else:
+            nodes[argument]["status"] = "unregistered"
+    else:
+        said["nodes"] = [{{"node-id": name, "status": one["status"]}} for name, one in nodes.items()]
+    path.write_text(json.dumps(nodes))
+print(json.dumps(said))
+sys.exit(0 if said["success"] else 1)
+"""
+
+
+class CrashError(BaseException):
+    """Stands for a power cut."""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    program = tmp_path / "bin" / "flwr"
+    program.parent.mkdir()
+    program.write_text(FLWR.format(python=sys.executable, state=str(tmp_path / "state.json")))
+    program.chmod(0o755)
+    monkeypatch.setattr(Place, "environment", lambda _: {"PATH": str(program.parent)})
+    return Place(tmp_path, ServerConfig(names=["127.0.0.1"]))
+
+
+def key(place: Place, name: str) -> Path:
+    path = place.folder / f"{name}.pub"
+    path.write_text(openssh(ec.generate_private_key(ec.SECP384R1()).public_key()) + "\n")
+    return path
+
+
+def statuses(place: Place) -> dict[int, str]:
+    return {node_id: seen.status for node_id, seen in control.nodes_seen(place).items()}
+
+
+def test_a_node_gets_another_key_and_the_old_one_is_shut_out(place: Place) -> None:
+    first = admit(place, "north", key(place, "one"))
+    second = admit(place, "north", key(place, "two"), replace=True)
+    assert place.nodes() == {"north": second}
+    assert second.fingerprint == fingerprint((place.folder / "two.pub").read_text())
+    assert statuses(place) == {first.node_id: "unregistered", second.node_id: "registered"}
+    assert [(one.name, one.node_id) for one in removed_nodes(place)] == [("north", first.node_id)]
+    assert admit(place, "north", place.folder / "two.pub", replace=True) == second  # typed again
+    with pytest.raises(ConfigError, match="already in use"):
+        admit(place, "north", place.folder / "one.pub", replace=True)
+    assert place.nodes() == {"north": second}
+    assert not (place.folder / PENDING).exists()
+
+
+def test_a_removed_node_is_shut_out_and_comes_back_with_a_new_key_only(place: Place) -> None:
+    entry = admit(place, "north", key(place, "one"))
+    remove(place, "north")
+    assert statuses(place) == {entry.node_id: "unregistered"}
+    assert not place.nodes()
+    with pytest.raises(ConfigError, match="there is no 'north'"):
+        remove(place, "north")
+    with pytest.raises(ConfigError, match="already in use"):
+        admit(place, "north", place.folder / "one.pub")
+    assert admit(place, "north", key(place, "two")).node_id != entry.node_id
+
+
+STEPS = ("register", "_note_removed", "keep_nodes", "unregister", "unlink")
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_replacement_that_crashes_is_finished_by_the_same_command(
+    step: str, after: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = admit(place, "north", key(place, "one"))
+    other = key(place, "two")
+    owner = {"keep_nodes": Place, "unlink": Path}.get(step, registration)
+    real = getattr(owner, step)
+
+    def crash(*arguments: object, **options: object) -> None:
+        if after:
+            real(*arguments, **options)
+        raise CrashError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, crash)
+        with pytest.raises(CrashError):
+            admit(place, "north", other, replace=True)
+    second = admit(place, "north", other, replace=True)
+    assert place.nodes() == {"north": second}
+    assert statuses(place) == {first.node_id: "unregistered", second.node_id: "registered"}
+    assert not (place.folder / PENDING).exists()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", ["_note_removed", "unregister", "keep_nodes"])
+def test_a_removal_that_crashes_is_finished_by_the_same_command(
+    step: str, after: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = admit(place, "north", key(place, "one"))
+    owner = Place if step == "keep_nodes" else registration
+    real = getattr(owner, step)
+
+    def crash(*arguments: object, **options: object) -> None:
+        if after:
+            real(*arguments, **options)
+        raise CrashError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, crash)
+        with pytest.raises(CrashError):
+            remove(place, "north")
+    if place.nodes():
+        remove(place, "north")
+    assert statuses(place) == {entry.node_id: "unregistered"}
+
+
+def test_of_nodes_let_in_at_once_none_is_lost(place: Place) -> None:
+    keys = {name: key(place, name) for name in ("a", "b", "c", "d")}
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=admit, args=(place, name, path)) for name, path in keys.items()]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert set(json.loads((place.folder / NODES).read_text())) == set(keys)
+    assert {one.node_id for one in place.nodes().values()} == set(statuses(place))
+
+
+def test_a_resumed_run_reaches_its_nodes_by_their_keys_of_now(place: Place) -> None:
+    north, _ = (admit(place, name, key(place, name)) for name in ("north", "south"))
+    folder = place.folder / "run"
+    folder.mkdir()
+    (folder / RUN_NODES).write_text(json.dumps({name: entry.node_id for name, entry in place.nodes().items()}))
+    other = admit(place, "north", key(place, "two"), replace=True)
+    remove(place, "south")
+    _reach_registered(place, folder)
+    assert named_nodes(folder) == {other.node_id: "north"}
+    assert other.node_id != north.node_id
+    remove(place, "north")
+    with pytest.raises(ConfigError, match="north were removed; start a new run"):
+        _reach_registered(place, folder)
