@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -290,6 +293,33 @@ def test_two_that_send_at_once_do_not_disturb_each_other(parcel: Parcel, folder:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(send, range(4)))
+    assert arrived(folder, parcel)
+
+
+def test_killed_at_any_moment_it_goes_on(parcel: Parcel, folder: Path) -> None:
+    """Each time a process of its own takes pieces and is killed without a word; what it had is never sent twice."""
+    told = [0]
+    for number in (1, 1, 2, 1):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                held = receive(ask(parcel), folder).received
+                while True:
+                    held = receive(parcel.part(held), folder).received
+                    os.write(writer, b".")
+            os._exit(1)
+        for _ in range(number):
+            assert os.read(reader, 1)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+        told.append(receive(ask(parcel), folder).received)
+        assert told[-1] >= min(told[-2] + number * PIECE, parcel.contents.total)
+    held = told[-1]
+    while held < parcel.contents.total:
+        held = receive(parcel.part(held), folder).received
     assert arrived(folder, parcel)
 
 

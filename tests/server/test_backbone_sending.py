@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -181,6 +182,53 @@ def test_a_server_that_is_killed_goes_on_where_it_stopped(
     assert set(again.members) == {"north", "south"}
     asked_twice = STEP if calls > 0 else 0  # the piece that was counted and never left
     assert parcel.contents.total <= bytes_sent(tmp_path) <= parcel.contents.total + asked_twice
+
+
+@pytest.mark.parametrize("silent", [[1], [1, 2, 3], [2, 3]])
+def test_while_nobody_takes_part_an_interrupted_node_is_waited_for(
+    silent: list[int], parcel: Parcel, homes: dict[str, Path], plan: RoundPlan, tmp_path: Path
+) -> None:
+    link, calls = linked({"south": homes["south"]}, tmp_path), iter(range(1000))
+    whole = link.hand_over
+    link.hand_over = lambda parts, timeout_s: {} if next(calls) in silent else whole(parts, timeout_s)  # type: ignore[method-assign]
+    joining(parcel, tmp_path, patience_s=math.inf, retry_s=0.0)(link, plan.offer)
+    assert set(link.members) == {"south"}
+    assert parcel.contents.total <= bytes_sent(tmp_path) <= parcel.contents.total + len(silent) * STEP
+
+
+def test_a_node_that_gets_no_further_is_given_up(
+    parcel: Parcel, homes: dict[str, Path], plan: RoundPlan, tmp_path: Path
+) -> None:
+    link = linked({"south": homes["south"]}, tmp_path)
+    link.hand_over = lambda parts, timeout_s: {}  # type: ignore[method-assign]
+    joining(parcel, tmp_path, patience_s=0.0, retry_s=0.0)(link, plan.offer)
+    assert link.refused == {"south": "backbone"}
+
+
+def test_two_runs_that_send_at_once_share_the_work(
+    parcel: Parcel, homes: dict[str, Path], plan: RoundPlan, tmp_path: Path
+) -> None:
+    """The second sends two pieces in between; the first goes on behind them."""
+    runs = {name: linked({"south": homes["south"]}, tmp_path / name) for name in ("first", "second")}
+    for name, link in runs.items():
+        (tmp_path / name).mkdir()
+        link.offer(plan.offer)
+    whole, calls = runs["first"].hand_over, iter(range(1000))
+
+    def other_between(parts: Any, timeout_s: float) -> Any:
+        if next(calls) == 2:
+            (node,) = runs["second"].lacking()
+            for number in (1, 2):
+                runs["second"].hand_over({node: parcel.part(number * STEP)}, timeout_s)
+        return whole(parts, timeout_s)
+
+    runs["first"].hand_over = other_between  # type: ignore[method-assign]
+    send_backbone(runs["first"], parcel, tmp_path / "first", None)
+    sent = bytes_sent(tmp_path / "first")
+    assert sent == parcel.contents.total - STEP
+    runs["second"].welcome(next(iter(runs["second"].connected())))
+    runs["second"].offer(plan.offer)
+    assert set(runs["second"].members) == {"south"}
 
 
 def answering(answer: Callable[[Message], Message | None]) -> ClientApp:
