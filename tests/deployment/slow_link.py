@@ -146,7 +146,7 @@ def _measure(made: Hospitals, bits_per_s: float, cuts: tuple[tuple[float, str, f
             time.sleep(seconds)
             line.mode = "pass"
         wait_until(lambda: (place / digest).exists() or following.poll() is not None, TOTAL_S)
-        arrived = time.monotonic()
+        arrived, sending = time.monotonic(), dict(memory.most_mb)
         ended = following.wait(TOTAL_S)
         memory.ended.set()
     print(f"{arrived - first:.1f} s until all of it is there; {time.monotonic() - arrived:.1f} s for the round then")
@@ -156,7 +156,7 @@ def _measure(made: Hospitals, bits_per_s: float, cuts: tuple[tuple[float, str, f
     handed = {way: number - quiet[way] for way, number in line.bytes_handed_on.items()}
     print(f"the line took {handed['in'] / 1e6:.1f} MB to the node, {handed['out'] / 1e6:.1f} MB from it, all included")
     for kind, most in sorted(memory.most_mb.items()):
-        print(f"most memory, {kind}: {most:.0f} MB")
+        print(f"most memory, {kind}: {sending.get(kind, 0.0):.0f} MB while sending, {most:.0f} MB with the round")
     if ended:
         raise SystemExit((made.folder / "run.out").read_text())
 
