@@ -360,7 +360,7 @@ class Ledger:
     def _store(self, reservation: Reservation, reply: bytes) -> None:
         spend = reservation.charge.spend
         kept = (spend.run_id, spend.round)
-        self._connection.execute("DELETE FROM replies WHERE run_id = ? AND round <> ?", kept)
+        self._connection.execute("DELETE FROM replies WHERE run_id = ? AND round < ?", kept)
         self._connection.execute("INSERT INTO replies VALUES (?, ?, ?, ?)", (reservation.position, *kept, reply))
 
     def _append(self, kind: str, body: Mapping[str, Any]) -> None:

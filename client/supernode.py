@@ -33,6 +33,7 @@ from client.channel import create_channel
 from client.contact import noting
 from client.gateway import Gateway
 from common.errors import ConfigError
+from common.short_waits import wait_less
 
 POLL_S = 0.2
 RECEIVE, GET_FAB = 1, 4  # their places among what Flower's connection gives
@@ -118,6 +119,7 @@ def patch(folder: Path) -> None:
 def main() -> None:
     """Run a SuperNode for a node's folder."""
     folder = Path(sys.argv.pop(1))
+    wait_less()
     patch(folder)
     command.flower_supernode()
 

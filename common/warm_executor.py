@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import opacus.validators  # noqa: F401 (imported here, once, for all)
+import opacus.validators  # noqa: F401 (imported here, once, for all: what they import stays in the forks)
 import torch  # noqa: F401
 from flwr.app import Error
 from flwr.supercore.auth import add_superexec_auth_secret_args, load_superexec_auth_secret
@@ -41,6 +41,11 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.superlink.cli import flwr_serverapp
 from flwr.supernode.cli import flwr_clientapp
 
+import common.features
+import common.privacy.accountant
+import common.sealing  # noqa: F401
+from common.precompiled import Precompiled
+from common.short_waits import wait_less
 from common.task_end import tell_failed
 
 OURS = ("common", "client", "server", "simulations")
@@ -65,6 +70,7 @@ class ForkingExecutor:
 
     def __init__(self, approved: Path, tell: Callable[[ExecutionSpec], object]) -> None:
         self._approved = approved
+        self._precompiled = Precompiled.installed(OURS)
         self._tell = tell
         self._children: dict[int, ExecutionSpec] = {}
 
@@ -92,7 +98,7 @@ class ForkingExecutor:
         except OSError as error:
             return LaunchResult.failed(str(error))
         if child == 0:
-            _become(spec, self._approved, parent)
+            _become(spec, self._approved, self._precompiled, parent)
         self._children[child] = spec
         return LaunchResult.accepted()
 
@@ -134,7 +140,7 @@ def confined(find: Callable[..., Path]) -> Callable[..., Path]:
     return checked
 
 
-def _become(spec: ExecutionSpec, approved: Path, parent: int) -> None:
+def _become(spec: ExecutionSpec, approved: Path, precompiled: Precompiled, parent: int) -> None:
     """Run an app as its own program would, and end."""
     status, scratch = 1, None
     try:
@@ -146,6 +152,7 @@ def _become(spec: ExecutionSpec, approved: Path, parent: int) -> None:
         sys.argv = ["app", "--runtime-api-address", spec.runtime_api_address, "--token", spec.token, *tls]
         for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
             del sys.modules[name]
+        precompiled.use()
         APPS[spec.task_type]()
         status = 0
     except SystemExit as error:
@@ -191,6 +198,7 @@ def main() -> None:
     home.mkdir(parents=True, exist_ok=True)
     for left in home.glob(f"{SCRATCH}*"):  # by apps that were killed
         shutil.rmtree(left, ignore_errors=True)
+    wait_less()
     executor = ForkingExecutor(options.approved, tell_failed)
     _replace(superexec, "get_executor", lambda *_, **__: executor)
     superexec.run_superexec(

@@ -13,17 +13,26 @@ from flwr.serverapp.strategy import FedAvg
 from common import durable
 from common.backbones.parcel import parcel_of
 from common.config import RunConfig, from_flat
-from common.data.federation import held_by_server
+from common.data.federation import Federation, assemble, held_by_server
 from common.errors import FederationError
 from common.messages import EvaluateTask
 from server.aggregation import build_strategy
 from server.backbone_sending import joining
 from server.checkpoints import RunStore
-from server.coordinator import propose
+from server.coordinator import Proposal, propose
 from server.link import Link
 from server.outcome import conclude
 from server.rounds import run_rounds
-from server.run_folder import FAILURE, alone_in, expected_nodes, keep_config, named_nodes, run_folder, run_identity
+from server.run_folder import (
+    FAILURE,
+    alone_in,
+    check_inputs,
+    expected_nodes,
+    keep_config,
+    named_nodes,
+    run_folder,
+    run_identity,
+)
 
 app = ServerApp()
 
@@ -59,7 +68,7 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
         FederationError: as the parts raise it; what was saved stays.
     """
     federation = held_by_server(config)
-    proposal = propose(config, run_identity(folder), federation)
+    proposal = _begun(config, folder, federation)
     plan = replace(proposal.plan, nodes=len(named))
     link = Link(grid, named=named, timeout_s=config.federation.round_timeout_s)
     store = RunStore(folder, plan.offer.run_id)
@@ -82,7 +91,7 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
     Raises:
         FederationError: as the parts raise it; what was saved stays.
     """
-    proposal = propose(config, run_identity(folder))
+    proposal = _begun(config, folder, assemble(config))
     plan = proposal.plan if nodes is None else replace(proposal.plan, nodes=nodes)
     strategy = strategy_of(config)
     link, store = Link(grid), RunStore(folder, plan.offer.run_id)
@@ -90,6 +99,18 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
     if config.evaluation.node_metrics == "exact":
         accuracies = link.accuracies(EvaluateTask(plan.offer, final.head))
         durable.write_json(folder / "node_metrics.json", accuracies)
+
+
+def _begun(config: RunConfig, folder: Path, federation: Federation) -> Proposal:
+    proposal = propose(config, run_identity(folder), federation)
+    model = proposal.plan.offer.model
+    inputs = {
+        "the records": federation.digest,
+        "the backbone": model.backbone_digest,
+        "the precision of the features": model.precision,
+    }
+    check_inputs(folder, inputs)
+    return proposal
 
 
 def strategy_of(config: RunConfig) -> FedAvg:

@@ -25,6 +25,7 @@ from server.intake import SLACK_BYTES, take
 JOIN_TIMEOUT_S = 120.0
 MOST_WORDS = 300  # of a sentence about a reply: parts of it are the node's
 POLL_S = 0.1
+LATE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,12 @@ class Link:
         """Send messages and give out the replies as they come, until all are there or the time is over.
 
         With each reply comes the node that was asked: of one that is away, Flower's SuperLink answers in its own name.
-        Nodes of a deployed run are not trusted to send what can be read, and each reply is taken alone.
+        Nodes of a deployed run are not trusted to send what can be read, and each reply is taken alone. A question that
+        nobody waits for any more is not handed out: a node that comes back would pay for it in vain.
         """
+        if self.timeout_s is not None:
+            for message in messages:
+                message.metadata.ttl = self.timeout_s + LATE_S
         waiting = dict(zip(self.grid.push_messages(messages), messages, strict=True))
         deadline = time.monotonic() + min(timeout_s, math.inf if self.timeout_s is None else self.timeout_s)
         while waiting:

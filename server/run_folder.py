@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 
@@ -109,16 +110,37 @@ def check_unchanged(folder: Path, config: RunConfig) -> None:
         )
 
 
+def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Make sure that a run goes on with what it began with, or keep what that is.
+
+    Args:
+        folder: of the run.
+        inputs: what to call a thing -> what it is, a digest say.
+
+    Raises:
+        ConfigError: one of them is another.
+    """
+    facts = _identity(folder, None)
+    began = facts.setdefault("inputs", dict(inputs))
+    changed = [name for name, value in inputs.items() if began.get(name) != value]
+    if changed:
+        raise ConfigError(
+            f"expected {' and '.join(changed)} to be what the run in {folder} began with, found a change; put things "
+            "back as they were, or start a new run"
+        )
+    durable.write_json(folder / IDENTITY, facts)
+
+
 def run_identity(folder: Path) -> str:
     """Our own id of the run in a folder, made on first use; Flower's changes when a run is resumed.
 
     Raises:
         ConfigError: the file that holds it is damaged.
     """
-    return _identity(folder, None)["run_id"]
+    return str(_identity(folder, None)["run_id"])
 
 
-def _identity(folder: Path, config: RunConfig | None) -> dict[str, str]:
+def _identity(folder: Path, config: RunConfig | None) -> dict[str, Any]:
     path = folder / IDENTITY
     if not path.exists():
         began = {} if config is None else {"config_sha256": config_digest(config)}

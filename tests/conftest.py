@@ -10,7 +10,8 @@ from hypothesis import settings
 
 from common.places import CACHE
 
-settings.register_profile("fedgraft", deadline=None)
+settings.register_profile("fedgraft", deadline=None, derandomize=True)  # the same examples everywhere, every time
+settings.register_profile("explore", deadline=None)  # make explore: others each time
 settings.load_profile("fedgraft")
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the variable

@@ -7,9 +7,12 @@ it is a pure function of it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +52,18 @@ class Federation:
         """How many units of privacy some records are: themselves, or the patients that they are of."""
         patients = numbered(self.data.patient, share) if unit == "patient" else None
         return len(share) if patients is None else int(patients.max(initial=-1)) + 1
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what a run is made of: records, labels, patients, and who holds which."""
+        digest = hashlib.sha256(b"fedgraft federation 1\n")
+        rows: list[NDArray[np.int64]] = [self.test, self.validation, *self.shares.values()]
+        parts: list[NDArray[Any]] = [self.data.record_digests(), self.data.labels, *rows]
+        for values in parts:
+            digest.update(f"{values.shape}\n".encode() + np.ascontiguousarray(values).tobytes())
+        patients = [] if self.data.patient is None else [str(patient) for patient in self.data.patient]
+        digest.update(json.dumps([*self.shares, patients, self.data.classes]).encode())
+        return digest.hexdigest()
 
 
 def assemble(config: RunConfig) -> Federation:

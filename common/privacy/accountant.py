@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -184,10 +185,25 @@ def epsilon_by_round(terms: PrivacyTerms) -> tuple[float, ...]:
     Returns:
         ``rounds + 1`` upper bounds, non-decreasing; index k is the cost of k rounds, index 0 is 0.
     """
-    points = _table_points(terms.rounds, EXACT_TABLE_POINTS if terms.sampling_rate >= 1 else TABLE_POINTS)
+    points = _computed_rounds(terms)
     values = [_rounds_epsilon(terms, k) for k in points]
     table = np.repeat(values, [1, *(after - before for before, after in pairwise(points))])
     return tuple(float(value) for value in np.maximum.accumulate(table))
+
+
+@lru_cache(maxsize=4096)
+def epsilon_after(terms: PrivacyTerms, rounds: int) -> float:
+    """Epsilon after so many rounds of one plan, for a process that asks once: the table's value without the table.
+
+    Args:
+        terms: the plan's public constants.
+        rounds: from 0 to ``terms.rounds``.
+
+    Returns:
+        An upper bound, computed where ``epsilon_by_round`` computes its own.
+    """
+    points = _computed_rounds(terms)
+    return _rounds_epsilon(terms, points[bisect_left(points, rounds)])
 
 
 @lru_cache(maxsize=256)
@@ -260,6 +276,10 @@ def _round_up(value: float, digits: int = 4) -> float:
     """
     scale: float = 10.0 ** (digits - 1 - math.floor(math.log10(value)))
     return math.ceil(value * scale) / scale
+
+
+def _computed_rounds(terms: PrivacyTerms) -> list[int]:
+    return _table_points(terms.rounds, EXACT_TABLE_POINTS if terms.sampling_rate >= 1 else TABLE_POINTS)
 
 
 def _rounds_epsilon(terms: PrivacyTerms, rounds: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from common.errors import FederationError
-from common.privacy.accountant import Accountant, Event, Spent, epsilon_by_round, epsilon_pld, epsilon_spent
+from common.privacy.accountant import Accountant, Event, Spent, epsilon_after, epsilon_pld, epsilon_spent
 from common.privacy.entries import GENESIS, LedgerEntry, broken_chain, verify_chain
 from common.privacy.plan import PrivacyPlan
 
@@ -203,13 +203,13 @@ def statement_of(entries: Iterable[LedgerEntry]) -> Statement:
 
 
 def spent_by(plans: dict[Instance, PrivacyPlan], rounds: dict[Instance, int]) -> Spent:
-    """Epsilon of so many rounds of each plan: from the plan's table where there is one plan, by RDP where several."""
+    """Epsilon of so many rounds of each plan: by PLD where there is one plan, by RDP where several."""
     charged = {key: count for key, count in rounds.items() if count > 0}
     if len(charged) == 1:
         ((key, count),) = charged.items()
         terms = plans[key].terms
         if count <= terms.rounds:
-            return Spent(epsilon_by_round(terms)[count], "PLD")
+            return Spent(epsilon_after(terms, count), "PLD")
     events = {key: [_event(plans[key], count)] for key, count in charged.items()}
     return epsilon_spent(events, max((plans[key].terms.delta for key in charged), default=0.5))
 

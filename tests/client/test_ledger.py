@@ -142,6 +142,17 @@ def test_an_older_reply_is_dropped_and_its_round_never_released_again(ledger: Le
         ledger.reserve(spend(1), PLAN)
 
 
+def test_an_older_round_committed_late_leaves_the_newer_reply(ledger: Ledger) -> None:
+    late = ledger.reserve(spend(1), PLAN)
+    assert isinstance(late, Reservation)
+    newer = ledger.reserve(spend(2), PLAN)
+    assert isinstance(newer, Reservation)
+    ledger.commit(newer, b"reply 2")
+    ledger.commit(late, b"reply 1")
+    assert ledger.reserve(spend(2), PLAN) == StoredReply(b"reply 2")
+    assert ledger.reserve(spend(1), PLAN) == StoredReply(b"reply 1")
+
+
 def test_the_file_does_not_grow_by_its_replies(path: Path) -> None:
     with open_ledger(path) as ledger:
         for round in range(1, 11):

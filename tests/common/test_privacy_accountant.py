@@ -17,6 +17,7 @@ from common.errors import ConfigError
 from common.privacy.accountant import (
     TABLE_POINTS,
     Event,
+    epsilon_after,
     epsilon_by_round,
     epsilon_pld,
     epsilon_rdp,
@@ -211,7 +212,8 @@ def test_the_table_never_lies_below_the_accountant(rate: float) -> None:
     assert table[0] == 0.0
     assert table[-1] == epsilon_pld([Event(4.0, rate, terms.steps)], DELTA)
     for k in (1, 2, 77, 100, 150, 191):
-        assert epsilon_pld([Event(4.0, rate, 2 * k)], DELTA) <= table[k]
+        assert epsilon_pld([Event(4.0, rate, 2 * k)], DELTA) <= epsilon_after(terms, k) <= table[k]
+    assert [epsilon_after(terms, k) for k in range(terms.rounds + 1)] == list(table)
     assert all(after >= before for before, after in pairwise(table))
 
 

@@ -28,9 +28,10 @@ from common import wire
 from common.message_objects import message_from_objects
 from common.messages import Hello, Update
 from server import intake
-from server.link import Answers, Link, Member
+from server.link import LATE_S, Answers, Link, Member
 from server.reply_limits import Limits
 from simulations.engine import task_identity
+from tests.processes import PATIENCE_S
 
 GOOD, BAD = 100, 101
 HEAD = {"weight": torch.zeros(4, 3), "bias": torch.zeros(4)}
@@ -67,13 +68,13 @@ class Runtime:
 
     answer: Answer
     served: int = 0
-    asked: dict[str, Message] = field(default_factory=dict)
+    asked: tuple[Message, Message] = field(init=False)
     replies: dict[str, Made] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
 
     def PushMessages(self, request: Any) -> PushAppMessagesResponse:  # noqa: N802
         ids = [proto.metadata.message_id for proto in request.messages_list]
-        good, bad = self.asked[ids[0]], self.asked[ids[1]]
+        good, bad = self.asked
         for message_id, reply in zip(ids, (update(good), self.answer(bad, good)), strict=True):
             self.replies[message_id] = reply
             self.objects |= reply[2]
@@ -104,19 +105,17 @@ def _head_of(reply: Message) -> Message:
     return make_message(metadata=reply.metadata, content=RecordDict())
 
 
-def collected(answer: Answer) -> tuple[Answers, Runtime]:
+def collected(answer: Answer, timeout_s: float = PATIENCE_S) -> tuple[Answers, Runtime]:
     """What a round makes of an honest node and of another."""
     runtime, grid = Runtime(answer), HttpGrid(token="of the test")
     grid.set_run(Run.create_empty(1))
     grid._client = runtime  # type: ignore[assignment]
     config = wire.encode_task(_offer(), 0.5)
     content = RecordDict({wire.CONFIG: config, wire.ARRAYS: wire.encode_head(HEAD)})
-    messages = [Message(content, node, "train") for node in (GOOD, BAD)]
-    for message in messages:
-        message.metadata.__dict__["_message_id"] = message.object_id
-        runtime.asked[message.object_id] = message
+    messages = Message(content, GOOD, "train"), Message(content, BAD, "train")
+    runtime.asked = messages
     members = {name: Member(name, node, 10) for name, node in (("bad", BAD), ("good", GOOD))}
-    link = Link(grid, members=members, named={GOOD: "good", BAD: "bad"}, timeout_s=1.0)
+    link = Link(grid, members=members, named={GOOD: "good", BAD: "bad"}, timeout_s=timeout_s)
     return link.collect(messages, HEAD), runtime
 
 
@@ -230,7 +229,7 @@ def test_a_reply_whose_parts_never_come_is_waited_for_no_longer_than_the_round(
     content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "SHORTEST_S", 0.5)
-    answers, _ = collected(_with(lambda objects: dict.fromkeys(objects, content)))
+    answers, _ = collected(_with(lambda objects: dict.fromkeys(objects, content)), timeout_s=2.0)
     assert list(answers.updates) == ["good"]
     assert answers.failed == {"bad": "absent"}
 
@@ -244,6 +243,12 @@ def test_a_reply_counts_for_the_node_that_was_asked_whatever_name_it_bears() -> 
         "good": GOOD,
         "bad": BAD,
     }
+
+
+def test_a_question_that_nobody_waits_for_any_more_is_not_handed_out() -> None:
+    """Flower's own time is twelve hours: a node that comes back would pay for every round that it missed."""
+    _, runtime = collected(in_anothers_name)
+    assert {message.metadata.ttl for message in runtime.asked} == {PATIENCE_S + LATE_S}
 
 
 def test_an_error_is_no_update() -> None:

@@ -152,6 +152,32 @@ def test_every_head_and_partition_runs(head: str, data: dict[str, Any], tmp_path
     assert result_of(tmp_path / "run")["accuracy"]["federated"] > 0.15
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_records_it_began_with_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits, source, folder = load_source("digits"), tmp_path / "digits.npz", tmp_path / "run"
+    labels = np.asarray(digits.labels).copy()
+    np.savez(source, images=digits.inputs, labels=labels, classes=np.array(digits.classes))
+    config = written(tmp_path, data={"source": str(source)})
+    waiting = [
+        sys.executable,
+        "-m",
+        "tests.simulations.waiting_run",
+        "2",
+        "simulate",
+        str(config),
+        "--out",
+        str(folder),
+    ]
+    child = subprocess.Popen(waiting, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_until(lambda: lines_in(folder / "rounds.jsonl") >= 1)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    labels[:2] = labels[1::-1]
+    np.savez(source, images=digits.inputs, labels=labels, classes=np.array(digits.classes))
+    assert "expected the records to be what the run" in refused(["simulate", "--resume", str(folder)], capsys)
+    assert lines_in(folder / "rounds.jsonl") == 1
+
+
 def digit_files(folder: Path, count: int) -> list[Path]:
     """Some digits as PNG files, in class folders, over two sites."""
     digits = load_source("digits")
