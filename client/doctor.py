@@ -25,9 +25,10 @@ from client.node_config import NodeConfig, load_node_config
 from client.node_folder import PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
 from client.own_records import OwnRecords, own_seal
+from client.sent_backbones import sent_reference
 from common.backbones.controls import load_reference
 from common.data.patients import numbered
-from common.errors import FederationError
+from common.errors import BackboneMismatchError, FederationError
 from common.ports import split
 from common.privacy.keys import load_private
 from common.segments import check_segments
@@ -218,13 +219,20 @@ def _ledger(folder: Path, config: NodeConfig) -> Finding:
 
 
 def _backbones(folder: Path, _: NodeConfig) -> Finding:
-    approved = read_approvals(folder).backbones
-    for digest, reference in approved.items():
+    approvals = read_approvals(folder)
+    named, found = dict(approvals.backbones), list(approvals.backbones.values())
+    for digest in approvals.sent:
+        try:
+            named[digest] = sent_reference(folder, digest)
+            found.append(f"{digest[:12]} (sent)")
+        except BackboneMismatchError:
+            found.append(f"{digest[:12]} (not sent yet)")
+    for digest, reference in named.items():
         if load_reference(reference).digest != digest:
             return Finding("backbones", "fail", f"{reference} is not what was approved; approve it anew or restore it")
-    if not approved:
+    if not found:
         return Finding("backbones", "fail", "none is approved; run `fedgraft node approve backbone REFERENCE`")
-    return Finding("backbones", "ok", ", ".join(approved.values()))
+    return Finding("backbones", "ok", ", ".join(found))
 
 
 def _apps(folder: Path, _: NodeConfig) -> Finding:

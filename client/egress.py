@@ -1,6 +1,6 @@
 """The egress gate: the only way out of a node.
 
-A reply is one of five types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
+A reply is one of six types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
 examples, no text of an exception. What is not on the list does not leave.
 """
 
@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.backbones.parcel import Contents
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
-from common.messages import Hello, Metrics, Reason, Refusal, Statistics, Update
+from common.messages import Hello, Holding, Metrics, Reason, Refusal, Statistics, Update
 
 
 def release_hello(name: str, declared_size: int) -> Hello:
@@ -61,6 +62,21 @@ def release_statistics(values: NDArray[np.float64], size: int) -> Statistics:
     if not typed or not bool(np.isfinite(values).all()):
         raise PrivacyError(f"expected {size} finite float64 statistics, got others; nothing was released")
     return Statistics(values.copy())
+
+
+def release_holding(received: int, contents: Contents) -> Holding:
+    """Let out how far this node is with a backbone that the server sends: a count of the server's own pieces.
+
+    Args:
+        received: bytes that are here.
+        contents: of the backbone, as the server announced it.
+
+    Raises:
+        PrivacyError: anything but whole pieces, or all of it; nothing is released.
+    """
+    if type(received) is not int or not contents.may_be_held(received):
+        raise PrivacyError("expected a count of the pieces that are here, got something else; nothing was released")
+    return Holding(contents.digest, received)
 
 
 def release_metrics(accuracy: float, policy: Literal["none", "exact"], *, simulated: bool) -> Metrics:

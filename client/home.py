@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.last_look import Speaker
 from client.ledger import Ledger
 from client.open_ledgers import OpenLedgers
 from client.policy import Policy
@@ -96,6 +97,11 @@ class Node:
     randomness: Callable[[int], tuple[Randomness, Randomness]]
     own: Callable[[ModelSpec], ModelSpec] = lambda model: model
     answer_after_s: float = 0.0
+
+    @property
+    def speaker(self) -> Speaker:
+        """Who answers, and whether exact metrics may leave."""
+        return Speaker(self.name, self.declared_size, exact=self.simulated and self.policy.metrics == "exact")
 
 
 @contextmanager

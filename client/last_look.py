@@ -14,7 +14,7 @@ from flwr.app import Message, MessageType
 from client import egress
 from common import wire
 from common.errors import PrivacyError
-from common.messages import Hello, Metrics, Reason, Refusal, Reply, Statistics, Update
+from common.messages import Hello, Holding, Metrics, Reason, Refusal, Reply, Statistics, Update
 from common.noised_moments import packed_size
 
 OWN_REASONS = frozenset(Reason) - {Reason.APP, Reason.ABSENT}  # those two are Flower's to say
@@ -61,6 +61,10 @@ def permitted(reply: object, to: Message, speaker: Speaker) -> Reply:
             model = task.offer.model
             size = packed_size(task.sketch.width, model.task, len(model.classes))
             return egress.release_statistics(reply.values, size)
+        case Holding() if type(reply) is Holding and kind == wire.QUERY_BACKBONE:
+            contents = wire.decode_part(to).contents
+            if _same(reply.digest, contents.digest):
+                return egress.release_holding(reply.received, contents)
         case Metrics() if type(reply) is Metrics and kind == MessageType.EVALUATE and speaker.exact:
             return egress.release_metrics(reply.accuracy, "exact", simulated=True)
     raise PrivacyError(
@@ -74,5 +78,5 @@ def _same(value: object, expected: str | int) -> bool:
 
 
 def _shown(kind: str) -> str:
-    known = {MessageType.TRAIN, MessageType.EVALUATE, wire.QUERY_HELLO, wire.QUERY_STATISTICS}
+    known = {MessageType.TRAIN, MessageType.EVALUATE, wire.QUERY_HELLO, wire.QUERY_STATISTICS, wire.QUERY_BACKBONE}
     return kind if kind in known else "unknown"

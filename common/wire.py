@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from common.backbones.package import FACTS
+from common.backbones.parcel import MOST_FACTS_BYTES, Contents, Part
 from common.errors import ProtocolError
 from common.messages import (
     EvaluateTask,
     Hello,
+    Holding,
     Metrics,
     ModelSpec,
     Offer,
@@ -55,6 +58,14 @@ HELLO_ACTION = "hello"
 QUERY_HELLO = f"query.{HELLO_ACTION}"
 STATISTICS_ACTION = "statistics"
 QUERY_STATISTICS = f"query.{STATISTICS_ACTION}"
+BACKBONE_ACTION = "backbone"
+QUERY_BACKBONE = f"query.{BACKBONE_ACTION}"
+DATA = "data"
+MOST_FILES = 64
+
+
+_FileName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_][0-9A-Za-z._ -]{0,127}$")]
+_FileSize = Annotated[int, Field(ge=0, lt=2**50)]
 
 
 class _Terms(BaseModel):
@@ -82,6 +93,16 @@ class _Statistics(_Terms):
     sketch: _Sketch
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    files: list[tuple[_FileName, _FileSize]] = Field(min_length=2, max_length=MOST_FILES)
+    offset: int = Field(ge=0, lt=2**50)
+
+    def contents(self) -> Contents:
+        return Contents(self.digest, tuple(self.files))
+
+
 def encode_task(offer: Offer, learning_rate: float | None = None) -> ConfigRecord:
     """Put an offer, and the learning rate of a training task, into the config record that every message carries."""
     body = {
@@ -103,6 +124,12 @@ def encode_statistics_task(task: StatisticsTask) -> ConfigRecord:
         "sketch": asdict(task.sketch),
     }
     return ConfigRecord({TASK: json.dumps(body)})
+
+
+def encode_part(part: Part) -> ConfigRecord:
+    """Put a piece of a backbone into the config record of a message."""
+    body = {"digest": part.contents.digest, "files": part.contents.files, "offset": part.offset}
+    return ConfigRecord({TASK: json.dumps(body), DATA: part.data})
 
 
 def encode_head(head: Mapping[str, Tensor]) -> ArrayRecord:
@@ -182,6 +209,26 @@ def decode_statistics_task(message: Message) -> StatisticsTask:
     return StatisticsTask(parsed.offer(), parsed.candidate, Sketch(parsed.sketch.seed, parsed.sketch.width))
 
 
+def decode_part(message: Message) -> Part:
+    """Read a piece of a backbone.
+
+    Raises:
+        ProtocolError: it is malformed, no whole piece, or lists a file twice, or facts too large to be some.
+    """
+    try:
+        config = record(message.content, CONFIG, ConfigRecord)
+        parsed, data = _Part.model_validate_json(str(config[TASK])), config[DATA]
+    except (KeyError, ValidationError) as error:
+        raise _no_part() from error
+    part = Part(parsed.contents(), parsed.offset, data) if isinstance(data, bytes) else None
+    if part is None or not part.is_one():
+        raise _no_part()
+    names = [name for name, _ in parsed.files]
+    if len(set(names)) < len(names) or names[0] != FACTS or parsed.files[0][1] > MOST_FACTS_BYTES:
+        raise _no_part()
+    return part
+
+
 def encode_reply(reply: Reply, to: Message) -> Message:
     """Turn what the egress gate let through into a Flower message."""
     match reply:
@@ -193,6 +240,8 @@ def encode_reply(reply: Reply, to: Message) -> Message:
             content = RecordDict({"metrics": MetricRecord({"accuracy": accuracy})})
         case Statistics(values=values):
             content = RecordDict({STATISTICS: ArrayRecord({STATISTICS: Array(values)})})
+        case Holding(digest=digest, received=received):
+            content = RecordDict({"holding": ConfigRecord({"digest": digest, "received": received})})
         case Refusal(reason=reason):
             content = RecordDict({"refusal": ConfigRecord({"reason": reason.value})})
     return Message(content, reply_to=to)
@@ -213,6 +262,9 @@ def decode_reply(message: Message) -> Reply:
         if "hello" in content:
             hello = record(content, "hello", ConfigRecord)
             return Hello(str(hello["name"]), _number(hello, "declared-size", int))
+        if "holding" in content:
+            holding = record(content, "holding", ConfigRecord)
+            return Holding(str(holding["digest"]), _number(holding, "received", int))
         if "metrics" in content:
             return Metrics(_number(record(content, "metrics", MetricRecord), "accuracy", float))
         if STATISTICS in content:
@@ -243,6 +295,10 @@ def _parse(message: Message) -> tuple[Offer, float | None]:
         return _parse_text(str(record(message.content, CONFIG, ConfigRecord)[TASK]))
     except (KeyError, ValidationError) as error:
         raise _no_task() from error
+
+
+def _no_part() -> ProtocolError:
+    return ProtocolError("expected a piece of a backbone in the server's message, got something else")
 
 
 def _no_task() -> ProtocolError:

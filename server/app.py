@@ -11,11 +11,13 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from common import durable
+from common.backbones.parcel import parcel_of
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, held_by_server
 from common.errors import FederationError
 from common.messages import EvaluateTask
 from server.aggregation import build_strategy
+from server.backbone_sending import joining
 from server.checkpoints import RunStore
 from server.coordinator import Proposal, propose
 from server.link import Link
@@ -70,7 +72,10 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
     plan = replace(proposal.plan, nodes=len(named))
     link = Link(grid, named=named, timeout_s=config.federation.round_timeout_s)
     store = RunStore(folder, plan.offer.run_id)
-    final = run_rounds(plan, link, strategy_of(config), store, proposal.start, proposal.evaluate, proposal.watch)
+    model = plan.offer.model
+    join = joining(parcel_of(model.backbone, model.backbone_digest), folder)
+    strategy = strategy_of(config)
+    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, join)
     conclude(folder, config, federation, replace(proposal, plan=plan), final)
 
 
