@@ -42,6 +42,7 @@ class Hospitals:
 
     folder: Path
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    surroundings: dict[str, str] = field(default_factory=dict)  # of what is started, beside the usual environment
 
     @property
     def server(self) -> Path:
@@ -78,7 +79,9 @@ class Hospitals:
         """Start a node or the coordinator."""
         command = [sys.executable, "-m", "fedgraft", kind, "start", "--home", str(home), *options]
         with (home.parent / f"{home.name}.out").open("wb") as log:
-            self.started.append(subprocess.Popen(command, stdout=log, stderr=log, env=_environment()))
+            self.started.append(
+                subprocess.Popen(command, stdout=log, stderr=log, env=_environment() | self.surroundings)
+            )
         assert wait_until(lambda: supervisor_of(home) is not None)
 
     def online(self, names: Sequence[str]) -> bool:
