@@ -30,6 +30,9 @@ class Row:
     excess: str = "none"
 
 
+Rows = list[Row]
+
+
 def settled(federation: Federation, run: Path, *, rounds: int, excess: Mapping[str, int] | None = None) -> str:
     """Check a run that has come to its end, and say what its nodes paid in excess.
 

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import record
 from tests.faults.federation import Federation
-from tests.faults.matrix import short
+from tests.faults.killed import short
+from tests.faults.matrix import FULL
+from tests.faults.outcome import Row
+from tests.faults.record import Played
 from tests.faults.relay import Relay
 from tests.faults.steps import copy_sources
 
@@ -29,6 +33,15 @@ def test_killed_apps_cost_what_they_paid_and_the_model_is_the_documented_cohorts
 
 def test_the_copy_fits_the_sources(tmp_path: Path) -> None:
     assert "reached(" in (copy_sources(tmp_path / "copy") / "client" / "training.py").read_text()
+
+
+def test_the_page_shows_what_was_played_and_keeps_other_rows() -> None:
+    page, known = record.PAGE.read_text(encoding="utf-8"), record.read()
+    assert record.updated(page, record.table(known)) == page
+    assert set(known) <= {fault.name for fault in FULL}
+    changed = record.table({**known, "lost": Played("2001-02-03", 9, [Row("a | b", "c", "d")])})
+    assert "| a / b | c | d | none | 2001-02-03, 9 nodes |" in changed
+    assert all(row.fault in changed for name, one in known.items() if name != "lost" for row in one.rows)
 
 
 def test_a_relay_passes_cuts_and_forgets() -> None:
