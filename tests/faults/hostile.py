@@ -55,8 +55,7 @@ def sending(given: list[Any], reached: Callable[[str], str]) -> Send:
             tree.children.extend(ObjectTree(object_id=get_object_id(_piece(number))) for number in range(PIECES))
         wanted, session = send(message, tree, runtime)
         if order == "twice":
-            with suppress(Exception):
-                send(message, tree, runtime)
+            wanted, session = send(message, tree, runtime)  # as when the first one's answer was lost
         if order == "huge":
             run_id = message.metadata.run_id
             Thread(target=lambda: _push_pieces(partial(push, run_id, session)), daemon=True).start()
