@@ -38,6 +38,7 @@ from common.validity import validity_of
 CONNECT_TIMEOUT_S = 10.0
 RENEW = "ask the coordinator to renew it (fedgraft server init --renew)"
 LEAST_DISK = 2 * 2**30
+LEAST_LEDGER = 2**20  # its disk may be another
 FAR_S = 2.0
 LONG_AGO = timedelta(minutes=2)
 
@@ -253,8 +254,11 @@ def _isolation(folder: Path, config: NodeConfig) -> Finding:
     return Finding("isolation", "note" if config.node.isolation == "none" else "ok", words[config.node.isolation])
 
 
-def _disk(folder: Path, _: NodeConfig) -> Finding:
+def _disk(folder: Path, config: NodeConfig) -> Finding:
+    ledgers = ledger_file(folder, config).parent
     free = shutil.disk_usage(folder).free
+    if ledgers.exists() and (left := shutil.disk_usage(ledgers).free) < LEAST_LEDGER:
+        return Finding("disk", "fail", f"{left / 2**20:.1f} MiB free where the ledger is, {ledgers}; make room")
     words = f"{free / 2**30:.1f} GiB free"
     return Finding("disk", "ok" if free > LEAST_DISK else "fail", words + ("" if free > LEAST_DISK else "; make room"))
 
