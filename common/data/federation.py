@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Federation:
     validation: NDArray[np.int64]
     shares: Mapping[str, NDArray[np.int64]]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Node names, by partition number."""
         return tuple(self.shares)
