@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
@@ -134,7 +134,10 @@ def encode_part(part: Part) -> ConfigRecord:
 
 def encode_head(head: Mapping[str, Tensor]) -> ArrayRecord:
     """Put a head into an array record, float32, in the head's own order."""
-    return ArrayRecord({name: _array(value.detach().cpu().float().numpy()) for name, value in head.items()})
+    record = ArrayRecord()  # made of a dictionary, it would copy each array
+    for name, value in head.items():
+        record[name] = _array(value.detach().cpu().float().numpy())
+    return record
 
 
 def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
@@ -143,10 +146,15 @@ def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
     Raises:
         ProtocolError: an array cannot be read, is not a float, or holds a value that is not finite.
     """
+    return decode_arrays((name, array.data) for name, array in record.items())
+
+
+def decode_arrays(arrays: Iterable[tuple[str, bytes]]) -> dict[str, Tensor]:
+    """Take a head out of named bytes in NumPy's own format; errors as in ``decode_head``."""
     head = {}
-    for name, array in record.items():
+    for name, data in arrays:
         try:
-            values = _read_npy(array.data)
+            values = _read_npy(data)
         except Exception as error:
             raise ProtocolError(f"the array {name!r} of a message cannot be read; the sender must be mended") from error
         known = values.dtype in (np.float32, np.float64)
@@ -154,6 +162,24 @@ def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
             raise ProtocolError(f"expected finite floats in the array {name!r}, got something else; stop the sender")
         head[name] = torch.from_numpy(np.array(values, dtype=np.float32))
     return head
+
+
+class ReadArray(Array):
+    """Flower's array, read by our own reader, which parses the header of a shape once; Flower's does it each time.
+
+    It is for a strategy's eyes, and never sent: Flower writes the name of the class into what it sends.
+    """
+
+    @classmethod
+    def of(cls, array: Array) -> ReadArray:
+        """The same array."""
+        read = cls.__new__(cls)
+        read.__dict__.update(array.__dict__)
+        return read
+
+    def numpy(self) -> NDArray[Any]:
+        """The values, read-only."""
+        return _read_npy(self.data)
 
 
 def head_shapes(message: Message) -> dict[str, tuple[int, ...]]:
@@ -189,7 +215,7 @@ def decode_train_task(message: Message) -> TrainTask:
     return TrainTask(
         offer=offer,
         round=_number(config, ROUND, int),
-        head=decode_head(_arrays(message)),
+        head=_sent_head(_arrays(message)),
         learning_rate=learning_rate,
         proximal_mu=_number(config, PROXIMAL_MU, float) if PROXIMAL_MU in config else 0.0,
     )
@@ -290,6 +316,16 @@ def record(content: RecordDict, name: str, kind: type[Record]) -> Record:
     return found
 
 
+def _sent_head(record: ArrayRecord) -> dict[str, Tensor]:
+    """The head in a server's message: the same bytes, which all nodes of a process get, are decoded once."""
+    return dict(_decoded(tuple((name, array.data) for name, array in record.items())))
+
+
+@lru_cache(maxsize=2)
+def _decoded(arrays: tuple[tuple[str, bytes], ...]) -> Mapping[str, Tensor]:
+    return decode_arrays(arrays)
+
+
 def _parse(message: Message) -> tuple[Offer, float | None]:
     try:
         return _parse_text(str(record(message.content, CONFIG, ConfigRecord)[TASK]))
@@ -315,7 +351,7 @@ def _decode_statistics(arrays: ArrayRecord) -> NDArray[np.float64]:
 def _array(values: NDArray[np.float32]) -> Array:
     """Flower's array of these values; the header of NumPy's format is written once, as heads come in few shapes."""
     data = _written_header(values.shape) + values.tobytes()
-    return Array(dtype=str(values.dtype), shape=values.shape, stype=SType.NUMPY, data=data)
+    return Array("float32", values.shape, SType.NUMPY, data)
 
 
 @lru_cache(maxsize=256)

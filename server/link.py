@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -26,6 +27,7 @@ JOIN_TIMEOUT_S = 120.0
 MOST_WORDS = 300  # of a sentence about a reply: parts of it are the node's
 POLL_S = 0.1
 LATE_S = 30.0
+AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -214,8 +216,12 @@ class Link:
     def _ask(
         self, node_ids: Iterable[int], content: RecordDict, kind: str, most_bytes: int = SLACK_BYTES
     ) -> dict[int, Reply]:
-        messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in node_ids]
-        return {node_id: _decode(message) for node_id, message in self._exchange(messages, most_bytes)}
+        """Ask, and read the answers; simulated nodes, which may be very many, are asked a portion at a time."""
+        waiting, portion, answers = iter(node_ids), AT_ONCE if self.named is None else None, dict[int, Reply]()
+        while some := list(islice(waiting, portion)):
+            messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in some]
+            answers.update((node_id, _decode(reply)) for node_id, reply in self._exchange(messages, most_bytes))
+        return answers
 
     def _exchange(
         self, messages: list[Message], most_bytes: int, timeout_s: float = math.inf

@@ -105,7 +105,7 @@ class Hospitals(InProcessGrid):
         self.kinds.append((node, message.metadata.message_type))
         os.environ[places.NODE_FOLDER] = str(self.homes[node])
         try:
-            return self._app(message, self._contexts[node])
+            return self._app(message, Context(message.metadata.run_id, node, {}, RecordDict(), {}))
         finally:
             del os.environ[places.NODE_FOLDER]
 
