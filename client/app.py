@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import egress, training
+from client.backbone_receiving import Receiver, open_receiver
 from client.home import Node, open_node
 from client.journal import words_for
-from client.last_look import Speaker, permitted
+from client.last_look import permitted
 from client.statistics import release_statistics
 from client.summing import answer_stage
 from client.timing import Pad
@@ -25,6 +27,7 @@ from common.messages import Reply
 
 log = logging.getLogger("fedgraft.node")
 app = ClientApp()
+Place = TypeVar("Place", Node, Receiver)
 
 
 @app.query(wire.HELLO_ACTION)
@@ -37,6 +40,12 @@ def hello(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Release what a candidate backbone is scored by, noised and paid for."""
     return _answer(message, context, lambda node: release_statistics(wire.decode_statistics_task(message), node), Pad())
+
+
+@app.query(wire.BACKBONE_ACTION)
+def backbone(message: Message, context: Context) -> Message:
+    """Take a piece of a backbone that the operator approved by its digest; no record is opened for that."""
+    return _answer_of(open_receiver, message, lambda receiver: receiver.receive(wire.decode_part(message)))
 
 
 @app.train()
@@ -58,15 +67,24 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _answer(message: Message, context: Context, work: Callable[[Node], Reply], pad: Pad | None = None) -> Message:
-    name = "node"
-    try:
+    def opened() -> Node:
         node = open_node(context.run_id, context.run_config, context.node_config)
-        name = node.name
         if pad is not None:
             pad.interval_s = node.answer_after_s
+        return node
+
+    return _answer_of(opened, message, work, pad)
+
+
+def _answer_of(
+    opened: Callable[[], Place], message: Message, work: Callable[[Place], Reply], pad: Pad | None = None
+) -> Message:
+    name = "node"
+    try:
+        place = opened()
+        name = place.speaker.name
         with threads(1):
-            speaker = Speaker(node.name, node.declared_size, exact=node.simulated and node.policy.metrics == "exact")
-            answer = wire.encode_reply(permitted(work(node), message, speaker), message)
+            answer = wire.encode_reply(permitted(work(place), message, place.speaker), message)
     except FederationError as error:
         log.warning("%s refuses: %s", name, words_for(error, simulated=places.node_folder() is None))
         answer = wire.encode_reply(egress.refuse(error), message)

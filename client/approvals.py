@@ -31,6 +31,7 @@ class Approvals(BaseModel):
         backbones: SHA-256 of backbones, to the operator's own reference.
         plans: digests of plans, to what they are in words.
         peers: digest of the file of the hospitals' keys, to their names; one at most, see ``client.peers``.
+        sent: SHA-256 of backbones that the coordinator may send, to the most bytes that one may have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -39,17 +40,29 @@ class Approvals(BaseModel):
     backbones: dict[_Digest, str] = {}
     plans: dict[_Digest, str] = {}
     peers: dict[_Digest, str] = {}
+    sent: dict[_Digest, int] = {}
 
-    def own(self, model: ModelSpec) -> ModelSpec:
+    def own(self, model: ModelSpec, folder: Path) -> ModelSpec:
         """The same model, its backbone named as this node knows it.
 
+        Args:
+            model: as the server names it.
+            folder: of the node, where backbones lie that were sent.
+
         Raises:
-            PrivacyError: nobody approved that backbone here.
+            PrivacyError: nobody approved that backbone here, or it is of a kind that may not be sent.
+            BackboneMismatchError: it is approved, and has not come yet.
+            ConfigError: what was sent was changed since it came.
         """
-        reference = self.backbones.get(model.backbone_digest)
+        digest = model.backbone_digest
+        reference = self.backbones.get(digest)
+        if reference is None and digest in self.sent:
+            from client.sent_backbones import sent_reference
+
+            reference = sent_reference(folder, digest)
         if reference is None:
             raise PrivacyError(
-                f"the backbone with digest {model.backbone_digest} is not approved on this node; look at it, then run "
+                f"the backbone with digest {digest} is not approved on this node; look at it, then run "
                 "`fedgraft node approve backbone REFERENCE`"
             )
         return model.model_copy(update={"backbone": reference})
@@ -59,8 +72,14 @@ class Approvals(BaseModel):
         return self.model_copy(update={"apps": {**self.apps, digest: note}})
 
     def with_backbone(self, digest: str, reference: str) -> Approvals:
-        """These, and one more backbone."""
-        return self.model_copy(update={"backbones": {**self.backbones, digest: reference}})
+        """These, and one more backbone, in a copy of the operator's own and no other."""
+        left = self.without(digest)
+        return left.model_copy(update={"backbones": {**left.backbones, digest: reference}})
+
+    def with_sent(self, digest: str, most_bytes: int) -> Approvals:
+        """These, and one more backbone, in the copy that the coordinator sends and no other."""
+        left = self.without(digest)
+        return left.model_copy(update={"sent": {**left.sent, digest: most_bytes}})
 
     def with_plan(self, digest: str, words: str) -> Approvals:
         """These, and one more plan."""
@@ -72,12 +91,16 @@ class Approvals(BaseModel):
 
     def without(self, digest: str) -> Approvals:
         """These, but what has this digest, of whatever kind."""
-        left = {kind: {key: value for key, value in part.items() if key != digest} for kind, part in self.kinds()}
-        return self.model_copy(update=left)
+        parts = {kind: getattr(self, kind) for kind in type(self).model_fields}
+        return self.model_copy(
+            update={kind: {key: value for key, value in part.items() if key != digest} for kind, part in parts.items()}
+        )
 
     def kinds(self) -> list[tuple[str, dict[str, str]]]:
-        """What is approved, by the name of its kind."""
-        return [(kind, getattr(self, kind)) for kind in type(self).model_fields]
+        """What is approved, by the name of its kind, in words."""
+        sent = {digest: f"sent by the coordinator, at most {limit / 1e6:g} MB" for digest, limit in self.sent.items()}
+        backbones = {**self.backbones, **sent}
+        return [("apps", self.apps), ("backbones", backbones), ("plans", self.plans), ("peers", self.peers)]
 
 
 @contextmanager

@@ -41,15 +41,30 @@ def approve_app(
 
 @approve.command("backbone", epilog="Example: fedgraft node approve backbone embedded/glyph")
 def approve_backbone(
-    reference: Annotated[str, typer.Argument(help="As `fedgraft backbones show` takes it.")], home: Home = None
+    reference: Annotated[str | None, typer.Argument(help="As `fedgraft backbones show` takes it.")] = None,
+    digest: Annotated[
+        str | None, typer.Option(help="Instead: let the server send the package with this SHA-256.", metavar="SHA256")
+    ] = None,
+    size_limit: Annotated[int, typer.Option(min=1, help="Megabytes that it may have at most.", metavar="MB")] = 2000,
+    home: Home = None,
 ) -> None:
-    """Let a backbone be used here, in the copy that this reference names."""
+    """Let a backbone be used here: in the copy that a reference names, or in the one that the coordinator sends."""
     from client.approvals import changing_approvals, keep_approvals, read_approvals
+    from common.errors import ConfigError
+
+    folder = node_of(home)
+    if (reference is None) == (digest is None):
+        raise ConfigError("expected a reference, or --digest and what may be sent, got both or neither; give one")
+    if digest is not None:
+        wanted = _digest(digest)
+        with changing_approvals(folder):
+            keep_approvals(folder, read_approvals(folder).with_sent(wanted, size_limit * 1_000_000))
+        typer.echo(f"approved backbone {wanted}, which the coordinator may send, at most {size_limit} MB")
+        return
     from common.backbones.controls import load_reference
     from common.config import resolved_reference
 
-    folder = node_of(home)
-    named = resolved_reference(reference, [Path.cwd()])
+    named = resolved_reference(str(reference), [Path.cwd()])
     backbone = load_reference(named)
     with changing_approvals(folder):
         keep_approvals(folder, read_approvals(folder).with_backbone(backbone.digest, named))
@@ -118,6 +133,7 @@ def withdraw(
 ) -> None:
     """Take an approval back; it holds from the next message on."""
     from client.approvals import changing_approvals, keep_approvals, read_approvals
+    from client.sent_backbones import delete_sent
     from common.errors import ConfigError
 
     folder = node_of(home)
@@ -132,7 +148,8 @@ def withdraw(
             )
         ((kind, whole),) = found
         keep_approvals(folder, approved.without(whole))
-    typer.echo(f"withdrawn from {kind}: {whole}")
+    deleted = delete_sent(folder, whole)
+    typer.echo(f"withdrawn from {kind}: {whole}{'; what was sent of it is deleted' if deleted else ''}")
 
 
 @approve.command("list", epilog="Example: fedgraft node approve list")
@@ -156,5 +173,7 @@ def _digest(text: str) -> str:
     from common.errors import ConfigError
 
     if not re.fullmatch(r"[0-9a-f]{64}", text.lower()):
-        raise ConfigError(f"expected a SHA-256 of 64 hexadecimal digits, got {text!r}; the node's log shows it")
+        raise ConfigError(
+            f"expected a SHA-256 of 64 hexadecimal digits, got {text!r}; the node's log, or the coordinator, has it"
+        )
     return text.lower()

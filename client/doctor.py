@@ -25,9 +25,10 @@ from client.node_config import NodeConfig, load_node_config
 from client.node_folder import PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
 from client.own_records import OwnRecords, own_seal
+from client.sent_backbones import sent_reference
 from common.backbones.controls import load_reference
 from common.data.patients import numbered
-from common.errors import FederationError
+from common.errors import BackboneMismatchError, FederationError
 from common.ports import split
 from common.privacy.keys import load_private
 from common.segments import check_segments
@@ -37,6 +38,7 @@ from common.validity import validity_of
 CONNECT_TIMEOUT_S = 10.0
 RENEW = "ask the coordinator to renew it (fedgraft server init --renew)"
 LEAST_DISK = 2 * 2**30
+LEAST_LEDGER = 2**20  # its disk may be another
 FAR_S = 2.0
 LONG_AGO = timedelta(minutes=2)
 
@@ -218,13 +220,20 @@ def _ledger(folder: Path, config: NodeConfig) -> Finding:
 
 
 def _backbones(folder: Path, _: NodeConfig) -> Finding:
-    approved = read_approvals(folder).backbones
-    for digest, reference in approved.items():
+    approvals = read_approvals(folder)
+    named, found = dict(approvals.backbones), list(approvals.backbones.values())
+    for digest in approvals.sent:
+        try:
+            named[digest] = sent_reference(folder, digest)
+            found.append(f"{digest[:12]} (sent)")
+        except BackboneMismatchError:
+            found.append(f"{digest[:12]} (not sent yet)")
+    for digest, reference in named.items():
         if load_reference(reference).digest != digest:
             return Finding("backbones", "fail", f"{reference} is not what was approved; approve it anew or restore it")
-    if not approved:
+    if not found:
         return Finding("backbones", "fail", "none is approved; run `fedgraft node approve backbone REFERENCE`")
-    return Finding("backbones", "ok", ", ".join(approved.values()))
+    return Finding("backbones", "ok", ", ".join(found))
 
 
 def _apps(folder: Path, _: NodeConfig) -> Finding:
@@ -245,8 +254,11 @@ def _isolation(folder: Path, config: NodeConfig) -> Finding:
     return Finding("isolation", "note" if config.node.isolation == "none" else "ok", words[config.node.isolation])
 
 
-def _disk(folder: Path, _: NodeConfig) -> Finding:
+def _disk(folder: Path, config: NodeConfig) -> Finding:
+    ledgers = ledger_file(folder, config).parent
     free = shutil.disk_usage(folder).free
+    if ledgers.exists() and (left := shutil.disk_usage(ledgers).free) < LEAST_LEDGER:
+        return Finding("disk", "fail", f"{left / 2**20:.1f} MiB free where the ledger is, {ledgers}; make room")
     words = f"{free / 2**30:.1f} GiB free"
     return Finding("disk", "ok" if free > LEAST_DISK else "fail", words + ("" if free > LEAST_DISK else "; make room"))
 

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.last_look import Speaker
 from client.ledger import Ledger
 from client.open_ledgers import OpenLedgers
 from client.policy import Policy
@@ -33,6 +34,7 @@ from common.errors import BackboneMismatchError, ConfigError, PrivacyError
 from common.features import as_tensor, cached_backbone
 from common.messages import ModelSpec
 from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness, WordSource
+from common.privacy.statement import Balance
 from common.secagg.simulated import simulated_roster, simulated_sign
 
 NODE_LOG, SUMS = "nodes.log", "secagg"
@@ -62,7 +64,8 @@ class Records:
 
     def take(self, sampled: NDArray[np.bool_] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features (B, D) and targets (B, ...) of the sampled records: by flags, or by their places."""
-        return as_tensor(self.features, self.rows[sampled]), self.targets[torch.from_numpy(sampled)]
+        targets = torch.from_numpy(self.targets.numpy()[sampled])  # NumPy takes a fifth of torch's time for a few
+        return as_tensor(self.features, self.rows[sampled]), targets
 
     def everything(self) -> tuple[Tensor, Tensor]:
         """Features (n, D) and targets (n, ...) of all records."""
@@ -90,6 +93,7 @@ class Node:
         own: the model with its backbone named as this node knows it; refuses one that nobody approved.
         sums: this node's half of secure aggregation.
         share_of_noise: for a round's share of the noise in a sum.
+        untouched: what the ledger would say that is not there yet; None where there is one, or one is made at once.
         answer_after_s: answers that records went into leave at a multiple of so many seconds; 0 for at once.
     """
 
@@ -105,7 +109,13 @@ class Node:
     own: Callable[[ModelSpec], ModelSpec] = lambda model: model
     sums: Callable[[], SumNode] = _no_sums
     share_of_noise: Callable[[int], WordSource] = lambda _: SystemRandomness()
+    untouched: Callable[[], Balance | None] = lambda: None
     answer_after_s: float = 0.0
+
+    @property
+    def speaker(self) -> Speaker:
+        """Who answers, and whether exact metrics may leave."""
+        return Speaker(self.name, self.declared_size, exact=self.simulated and self.policy.metrics == "exact")
 
 
 @contextmanager
@@ -193,6 +203,7 @@ def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], part
             durable=False,
         ),
         share_of_noise=lambda round_: _share_of_noise(config.federation.seed, name, round_),
+        untouched=lambda: untouched_ledger(run_folder, name, config),
     )
 
 
@@ -200,25 +211,40 @@ def _simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> Abstrac
     kept = _kept_open.get()
     if kept is None:
         return open_simulated_ledger(run_folder, name, config)
-    return kept.borrow(name, lambda: open_simulated_ledger(run_folder, name, config))
+    return kept.borrow(name, lambda: open_simulated_ledger(run_folder, name, config, alone=True))
 
 
-def open_simulated_ledger(run_folder: Path, name: str, config: RunConfig) -> Ledger:
+def open_simulated_ledger(run_folder: Path, name: str, config: RunConfig, *, alone: bool = False) -> Ledger:
     """Open the ledger of a simulated node, which survives kill -9 but not a power cut.
 
     Whoever simulates is the operator of every node: the cap of the configuration is signed off with it.
     """
-    folder = run_folder / "ledgers"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    path = _ledger_file(run_folder, name)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     ledger = Ledger.open(
-        folder / f"{name}.sqlite",
+        path,
         f"simulated/{name}",
         delta=config.privacy.delta,
         epsilon_cap=config.privacy.epsilon,
         durable=False,
+        alone=alone,
     )
     ledger.raise_cap("the simulation's configuration")
     return ledger
+
+
+def untouched_ledger(run_folder: Path, name: str, config: RunConfig) -> Balance | None:
+    """What the ledger of a simulated node would say that was never charged, and so was not made; None if it is there.
+
+    Of many nodes a server asks few in a round: the others need no file.
+    """
+    if _ledger_file(run_folder, name).exists():
+        return None
+    return Balance(dataset_id=f"simulated/{name}", delta=config.privacy.delta, epsilon_cap=config.privacy.epsilon)
+
+
+def _ledger_file(run_folder: Path, name: str) -> Path:
+    return run_folder / "ledgers" / f"{name}.sqlite"
 
 
 def _randomness(seed: int | None, name: str, round_: int) -> tuple[Randomness, Randomness]:
@@ -235,7 +261,8 @@ def _simulated_records(federation: Federation, share: NDArray[np.int64], model: 
     check_backbone(model)
     features = source_features(federation, model.backbone, model.cut, model.precision)
     targets = source_targets(federation, model.backbone)
-    return Records(features, share, targets[torch.from_numpy(share)], numbered(federation.data.patient, share))
+    own = torch.from_numpy(targets.numpy()[share])
+    return Records(features, share, own, numbered(federation.data.patient, share))
 
 
 def check_backbone(model: ModelSpec) -> None:

@@ -15,7 +15,7 @@ from flwr.app import Message, MessageType
 from client import egress
 from common import wire
 from common.errors import PrivacyError
-from common.messages import Hello, Metrics, Reason, Refusal, Reply, Statistics, SumAnswer, Update
+from common.messages import Hello, Holding, Metrics, Reason, Refusal, Reply, Statistics, SumAnswer, Update
 from common.noised_moments import packed_size
 from common.privacy.sums import sum_terms
 from common.secagg.messages import Stage
@@ -66,6 +66,10 @@ def permitted(reply: object, to: Message, speaker: Speaker) -> Reply:
             return egress.release_statistics(reply.values, size)
         case SumAnswer() if type(reply) is SumAnswer and kind == wire.TRAIN_SUM:
             return _permitted_sum(reply, to)
+        case Holding() if type(reply) is Holding and kind == wire.QUERY_BACKBONE:
+            contents = wire.decode_part(to).contents
+            if _same(reply.digest, contents.digest):
+                return egress.release_holding(reply.received, contents)
         case Metrics() if type(reply) is Metrics and kind == MessageType.EVALUATE and speaker.exact:
             return egress.release_metrics(reply.accuracy, "exact", simulated=True)
     raise PrivacyError(
@@ -86,5 +90,6 @@ def _same(value: object, expected: str | int) -> bool:
 
 
 def _shown(kind: str) -> str:
-    known = {MessageType.TRAIN, MessageType.EVALUATE, wire.QUERY_HELLO, wire.QUERY_STATISTICS, wire.TRAIN_SUM}
+    queries = {wire.QUERY_HELLO, wire.QUERY_STATISTICS, wire.QUERY_BACKBONE}
+    known = {MessageType.TRAIN, wire.TRAIN_SUM, MessageType.EVALUATE, *queries}
     return kind if kind in known else "unknown"

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from client.caps import check_terms, check_whole
 from common.durable import sync_folder
 from common.errors import BrokenChainError, BudgetSpentError, ConfigError, PrivacyError, ReleasedOnceError
 from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
@@ -29,6 +30,7 @@ from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
 __all__ = ["Ledger", "Reservation", "Spend", "Statement", "StoredReply"]
 
 LOCK_TIMEOUT_S = 30.0
+PAGES = 8  # of a file that one process holds alone, kept in memory; it may hold a thousand
 REMEMBERED_LEDGERS = 4096
 MOST_WORDS = 500  # characters of a name or a reason in the chain
 
@@ -71,15 +73,28 @@ class StoredReply:
 class Ledger:
     """One data set's ledger, open. Use it as a context manager; two processes may hold the same file."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, balance: Balance, durable: bool) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, balance: Balance, durable: bool, alone: bool = False
+    ) -> None:
         self._path = path
         self._cap_wanted: float | None = None
         self._connection = connection
         self._balance = balance
         self._durable = durable
+        self._alone = alone
+        self._current = False  # nobody else can have written since the balance was brought up to date
 
     @classmethod
-    def open(cls, path: Path, dataset_id: str, *, delta: float, epsilon_cap: float, durable: bool = True) -> Ledger:
+    def open(
+        cls,
+        path: Path,
+        dataset_id: str,
+        *,
+        delta: float,
+        epsilon_cap: float,
+        durable: bool = True,
+        alone: bool = False,
+    ) -> Ledger:
         """Open the ledger of a data set, making it where there is none.
 
         Args:
@@ -89,6 +104,8 @@ class Ledger:
             epsilon_cap: the operator's cap; a lower one than before is recorded as an entry, under a higher one nothing
                 is charged before ``raise_cap``.
             durable: survive a power cut (``synchronous=FULL``); False, for simulations, survives a killed process.
+            alone: keep every other process from the file until it is closed, and only the newest round in memory; a
+                transaction takes a third of the time.
 
         Returns:
             The ledger, its chain verified: all of it the first time this process opens the file, then what is new.
@@ -107,7 +124,7 @@ class Ledger:
         created = _create_file(path, durable)
         balance = Balance() if created else _verified.pop(key, Balance())
         with _sentences(path):
-            ledger = cls(path, _connect(path, durable), balance, durable)
+            ledger = cls(path, _connect(path, durable, alone), balance, durable, alone)
             try:
                 ledger._prepare(dataset_id, delta, epsilon_cap)
             except BaseException:
@@ -134,10 +151,12 @@ class Ledger:
         """
         charge = Charge(plan.digest, spend)
         with self._transaction():
+            if spend.round <= self._balance.forgotten:
+                self._recall()
             position = self._balance.reservations.get(charge)
             if position is None:
                 if whole:
-                    self._check_whole(plan, spend.run_id)
+                    check_whole(self._balance, plan, spend.run_id, self._cap_wanted)
                 self._charge(charge, plan)
                 return Reservation(self._balance.position - 1, charge, retried=False)
             if position in self._balance.committed:
@@ -160,6 +179,8 @@ class Ledger:
             if before is None:
                 self._append("commit", {"reservation": reservation.position, "reply_sha256": digest})
                 self._store(reservation, reply)
+                if self._alone:
+                    self._balance.forget(reservation.charge.spend)
             elif before != digest:
                 raise ReleasedOnceError(
                     f"round {reservation.charge.spend.round} must be released once, but another reply was committed "
@@ -216,24 +237,15 @@ class Ledger:
         """
         with _sentences(self._path):
             self._balance.extend(fetch_entries(self._connection, self._balance.position))
-        self._check_terms(plan)
+        check_terms(self._balance, plan, self._cap_wanted)
         if whole:
-            self._check_whole(plan, run_id)
-
-    def _check_whole(self, plan: PrivacyPlan, run_id: str) -> None:
-        self._check_terms(plan)
-        after = self._balance.with_plan(plan, run_id)
-        if not after.epsilon <= self._balance.epsilon_cap:
-            raise BudgetSpentError(
-                f"the privacy budget of data set {self._balance.dataset_id!r} must stay within epsilon "
-                f"{self._balance.epsilon_cap:g}, but the {plan.terms.rounds} rounds of this plan would make it "
-                f"{after.epsilon:.4g} ({after.accountant}); ask the server for a shorter plan or more noise, or have "
-                "the operator raise the cap"
-            )
+            check_whole(self._balance, plan, run_id, self._cap_wanted)
 
     def statement(self) -> Statement:
         """Say what was spent, other processes' charges included."""
         with _sentences(self._path):
+            if self._balance.forgotten:
+                self._recall()
             self._balance.extend(fetch_entries(self._connection, self._balance.position))
         return self._balance.statement()
 
@@ -300,7 +312,15 @@ class Ledger:
         entries = fetch_entries(self._connection, self._balance.position - 1)
         if not entries or entries[0].hash != self._balance.head:
             raise broken_chain("it lost entries that this process has seen (an older copy was put in its place)")
-        self._balance.extend(entries[1:])
+        if entries[1:] and self._balance.forgotten:
+            self._recall()
+        else:
+            self._balance.extend(entries[1:])
+
+    def _recall(self) -> None:
+        """Read the whole chain anew, rounds that were forgotten too."""
+        self._balance = Balance()
+        self._balance.extend(fetch_entries(self._connection))
 
     def _check_owner(self, dataset_id: str, delta: float) -> None:
         mine = self._balance
@@ -316,7 +336,7 @@ class Ledger:
             )
 
     def _charge(self, charge: Charge, plan: PrivacyPlan) -> None:
-        self._check_terms(plan)
+        check_terms(self._balance, plan, self._cap_wanted)
         after = self._balance.with_round(plan, charge.spend.run_id)
         if not after.epsilon <= self._balance.epsilon_cap:
             raise BudgetSpentError(
@@ -327,24 +347,6 @@ class Ledger:
         if Instance(plan.digest, charge.spend.run_id) not in self._balance.plans:
             self._append("plan", {"run_id": charge.spend.run_id, "digest": plan.digest, "plan": plan.to_dict()})
         self._append("reserve", _reserve_body(charge, plan))
-
-    def _check_terms(self, plan: PrivacyPlan) -> None:
-        if self._cap_wanted is not None and self._cap_wanted > self._balance.epsilon_cap:
-            raise PrivacyError(
-                f"the cap of data set {self._balance.dataset_id!r} is epsilon {self._balance.epsilon_cap:g} in its "
-                f"ledger, but {self._cap_wanted:g} is asked for, which the operator has not signed off; run `fedgraft "
-                f"node ledger raise-cap {self._cap_wanted!r}`, or lower privacy.max_epsilon in node.toml"
-            )
-        if plan.terms.delta != self._balance.delta:
-            raise PrivacyError(
-                f"delta of data set {self._balance.dataset_id!r} must be {self._balance.delta:g}, got a plan with "
-                f"{plan.terms.delta:g}; offer a plan with the data set's own delta"
-            )
-        if self._balance.unit not in (None, plan.terms.unit):
-            raise PrivacyError(
-                f"the privacy unit of data set {self._balance.dataset_id!r} must stay {self._balance.unit!r}, got "
-                f"{plan.terms.unit!r}; offer a plan with that unit"
-            )
 
     def _stored_reply(self, position: int, spend: Spend) -> StoredReply:
         row = self._connection.execute("SELECT reply FROM replies WHERE reservation = ?", (position,)).fetchone()
@@ -379,7 +381,9 @@ class Ledger:
             try:
                 if self._balance.position == 0:
                     _make_schema_once(self._connection)
-                self._balance.extend(fetch_entries(self._connection, self._balance.position))
+                if not self._current:
+                    self._balance.extend(fetch_entries(self._connection, self._balance.position))
+                    self._current = self._alone
                 before = self._balance.position
                 yield
                 self._connection.execute("COMMIT")
@@ -390,6 +394,7 @@ class Ledger:
     def _roll_back(self, position: int) -> None:
         if self._balance.position != position:
             self._balance = Balance()  # it counted what is undone now; the next transaction reads the file anew
+            self._current = False
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
@@ -415,12 +420,16 @@ def _create_file(path: Path, durable: bool) -> bool:
     return True
 
 
-def _connect(path: Path, durable: bool) -> sqlite3.Connection:
+def _connect(path: Path, durable: bool, alone: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
     try:
+        if alone:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute(f"PRAGMA cache_size = {PAGES}")
         # With FULL, TRUNCATE syncs the emptied journal; DELETE would leave its removal to the next power cut.
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-        connection.execute("PRAGMA journal_mode = TRUNCATE")
+        # Without any syncing, PERSIST ends a transaction with one write to the journal's head, and is as safe.
+        connection.execute(f"PRAGMA journal_mode = {'TRUNCATE' if durable or not alone else 'PERSIST'}")
     except BaseException:
         connection.close()
         raise

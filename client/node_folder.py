@@ -15,7 +15,7 @@ from client.isolation import SOCKET, confined, relay
 from client.keys import KEY, make_key
 from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from common import durable, places
-from common.errors import ConfigError
+from common.errors import ConfigError, PrivacyError
 from common.runtime_secret import secret_options
 from common.supervisor import Program, without_proxy
 
@@ -161,3 +161,13 @@ def executor(folder: Path, runtime_address: str) -> list[str]:
 def is_paused(folder: Path) -> bool:
     """Whether the operator has paused the node: it answers every message with a refusal."""
     return (folder / PAUSED).exists()
+
+
+def check_awake(folder: Path) -> None:
+    """Make sure that the operator has not paused the node.
+
+    Raises:
+        PrivacyError: they have.
+    """
+    if is_paused(folder):
+        raise PrivacyError("the operator has paused this node; run `fedgraft node resume` to take part again")

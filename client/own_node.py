@@ -8,10 +8,10 @@ from client.approvals import read_approvals
 from client.home import Node
 from client.ledger import Ledger
 from client.node_config import NodeConfig, load_node_config
-from client.node_folder import is_paused
+from client.node_folder import check_awake
 from client.own_records import OwnRecords
 from client.policy import Policy
-from common.errors import ConfigError, PrivacyError
+from common.errors import ConfigError
 from common.privacy.noise import SystemRandomness
 from common.privacy.statement import Balance, Statement
 
@@ -24,8 +24,7 @@ def open_own_node(folder: Path) -> Node:
         PrivacyError: its records name patients, and nobody acknowledged that single records are protected.
     """
     config, approvals = load_node_config(folder), read_approvals(folder)
-    if is_paused(folder):
-        raise PrivacyError("the operator has paused this node; run `fedgraft node resume` to take part again")
+    check_awake(folder)
     records, privacy = OwnRecords(folder, config), config.privacy
     records.check_unit()
     return Node(
@@ -39,7 +38,7 @@ def open_own_node(folder: Path) -> Node:
             unit=privacy.unit,
             min_noise_multiplier=privacy.min_noise_multiplier,
             max_clipping_norm=privacy.max_clipping_norm,
-            backbones=frozenset(approvals.backbones),
+            backbones=frozenset({*approvals.backbones, *approvals.sent}),
             partial=privacy.partial,
             plans=frozenset(approvals.plans) if privacy.approved_plans_only else None,
         ),
@@ -47,7 +46,7 @@ def open_own_node(folder: Path) -> Node:
         open_ledger=lambda: open_own_ledger(folder, config),
         records=records.of,
         randomness=lambda _: (SystemRandomness(), SystemRandomness()),
-        own=approvals.own,
+        own=lambda model: approvals.own(model, folder),
         answer_after_s=privacy.answer_after_s,
     )
 

@@ -5,7 +5,7 @@ Usage: ``python -m client.supernode FOLDER`` and then the arguments of ``flower-
 
 from __future__ import annotations
 
-from common.supervisor import end_with_parent
+from common.supervisor import end_with_parent, to_the_end
 
 if __name__ == "__main__":
     end_with_parent()  # before anything takes time
@@ -121,7 +121,7 @@ def main() -> None:
     folder = Path(sys.argv.pop(1))
     wait_less()
     patch(folder)
-    command.flower_supernode()
+    to_the_end(command.flower_supernode)
 
 
 if __name__ == "__main__":

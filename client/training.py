@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from client import egress
+from client.caps import check_whole
 from client.home import Node, Records, check_backbone
 from client.ledger import Spend, StoredReply
 from client.mechanism import ClippedSum, clipped_sum, noisy_gradient
@@ -32,6 +34,10 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
     """
     own, plan = accepted(offer, node)
     make_head(own.model)  # cut, head and what of it is trained
+    untouched = node.untouched()
+    if untouched is not None:
+        check_whole(untouched, plan, offer.run_id)
+        return egress.release_hello(node.name, node.declared_size)
     with node.open_ledger() as ledger:
         ledger.check_plan(plan, offer.run_id, whole=not node.policy.partial)
     return egress.release_hello(node.name, node.declared_size)
@@ -99,15 +105,17 @@ def private_update(
         The new head, name to float32 tensor.
     """
     loss = task_named(task.offer.model.task).loss
-    parameters = {name: value for name, value in head.named_parameters() if value.requires_grad}
+    trained = {name: value for name, value in head.named_parameters() if value.requires_grad}
+    parameters = {name: value.detach().numpy() for name, value in trained.items()}  # the same memory
+    sent = {name: task.head[name].numpy() for name in trained}
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
         clipped = sampled_sum(head, loss, records, plan.terms, sampling)
         gradient = noisy_gradient(clipped, plan, noise)
-        with torch.no_grad():
+        with np.errstate(all="ignore"):  # what is not finite is bounded below
             for name, value in parameters.items():
-                pull = task.proximal_mu * (value - task.head[name])
-                value.sub_(task.learning_rate * (gradient[name] + pull))
+                pull = task.proximal_mu * (value - sent[name])
+                value -= task.learning_rate * (gradient[name].numpy() + pull)  # in float64, then rounded once
     return {name: _bounded(value) for name, value in head_arrays(head).items()}
 
 

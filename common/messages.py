@@ -172,10 +172,23 @@ class SumAnswer:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """How far a node is with a backbone that is sent to it.
+
+    Attributes:
+        digest: of the backbone.
+        received: bytes that it has, from the first; all of them once the backbone is checked and approved.
+    """
+
+    digest: str
+    received: int
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A node's answer when it does not do what it was asked."""
 
     reason: Reason
 
 
-Reply = Hello | Update | Metrics | Statistics | SumAnswer | Refusal
+Reply = Hello | Update | Metrics | Statistics | SumAnswer | Holding | Refusal

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -147,6 +148,23 @@ def end_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != expected:  # it has ended already
             os._exit(1)
+
+
+def to_the_end(program: Callable[[], object]) -> None:
+    """Run a program that returns only when something failed, and end this process then, whatever threads are left.
+
+    A SuperNode whose coordinator answered with an error would stay for ever: its loop has ended, and Python waits for
+    the threads that serve its app.
+    """
+    try:
+        program()
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _change(running: Sequence[_Running], programs: Sequence[Program]) -> None:

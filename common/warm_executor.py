@@ -36,6 +36,7 @@ import torch  # noqa: F401
 from flwr.app import Error
 from flwr.supercore.auth import add_superexec_auth_secret_args, load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.superexec import run_superexec as superexec
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.superlink.cli import flwr_serverapp
@@ -44,6 +45,7 @@ from flwr.supernode.cli import flwr_clientapp
 import common.features
 import common.privacy.accountant
 import common.sealing  # noqa: F401
+from common.patience import patient
 from common.precompiled import Precompiled
 from common.short_waits import wait_less
 from common.task_end import tell_failed
@@ -56,6 +58,7 @@ APPS: dict[TaskType, Callable[[], None]] = {
 RUNNERS = ("flwr.supernode.runtime.run_clientapp", "flwr.superlink.runtime.run_serverapp")
 FINDERS = ("flwr.clientapp.utils", "flwr.superlink.runtime.run_serverapp")
 SCRATCH = "apps-"
+ASKED_FOR_EVER = ("AcquireTask", "SendTaskHeartbeat")
 
 log = logging.getLogger("fedgraft.executor")
 
@@ -178,7 +181,7 @@ def _confine(approved: Path) -> None:
     _replace(importlib.import_module(RUNNERS[0]), "Error", lambda code, reason: Error(code, "the app failed"))
 
 
-def _replace(module: ModuleType, name: str, value: object) -> None:
+def _replace(module: ModuleType | type, name: str, value: object) -> None:
     if not hasattr(module, name):
         raise RuntimeError(f"expected flwr 1.39, whose {module.__name__} has {name}")
     setattr(module, name, value)
@@ -201,6 +204,8 @@ def main() -> None:
     wait_less()
     executor = ForkingExecutor(options.approved, tell_failed)
     _replace(superexec, "get_executor", lambda *_, **__: executor)
+    for name in ASKED_FOR_EVER:
+        _replace(RuntimeHttpClient, name, patient(getattr(RuntimeHttpClient, name)))
     superexec.run_superexec(
         runtime_api_address=options.runtime_api_address,
         insecure=options.insecure,

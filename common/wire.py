@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from common.backbones.package import FACTS
+from common.backbones.parcel import MOST_FACTS_BYTES, Contents, Part
 from common.errors import ProtocolError
 from common.messages import (
     EvaluateTask,
     Hello,
+    Holding,
     Metrics,
     ModelSpec,
     Offer,
@@ -61,6 +64,14 @@ QUERY_STATISTICS = f"query.{STATISTICS_ACTION}"
 SUM_ACTION = "sum"
 TRAIN_SUM = f"{MessageType.TRAIN}.{SUM_ACTION}"
 STAGE, REQUEST, SUMMED = "stage", "request", "summed"
+BACKBONE_ACTION = "backbone"
+QUERY_BACKBONE = f"query.{BACKBONE_ACTION}"
+DATA = "data"
+MOST_FILES = 64
+
+
+_FileName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_][0-9A-Za-z._ -]{0,127}$")]
+_FileSize = Annotated[int, Field(ge=0, lt=2**50)]
 
 
 class _Terms(BaseModel):
@@ -86,6 +97,16 @@ class _Sketch(BaseModel):
 class _Statistics(_Terms):
     candidate: int
     sketch: _Sketch
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    files: list[tuple[_FileName, _FileSize]] = Field(min_length=2, max_length=MOST_FILES)
+    offset: int = Field(ge=0, lt=2**50)
+
+    def contents(self) -> Contents:
+        return Contents(self.digest, tuple(self.files))
 
 
 def encode_task(offer: Offer, learning_rate: float | None = None) -> ConfigRecord:
@@ -121,9 +142,18 @@ def encode_sum_task(task: SumTask) -> RecordDict:
     return content
 
 
+def encode_part(part: Part) -> ConfigRecord:
+    """Put a piece of a backbone into the config record of a message."""
+    body = {"digest": part.contents.digest, "files": part.contents.files, "offset": part.offset}
+    return ConfigRecord({TASK: json.dumps(body), DATA: part.data})
+
+
 def encode_head(head: Mapping[str, Tensor]) -> ArrayRecord:
     """Put a head into an array record, float32, in the head's own order."""
-    return ArrayRecord({name: _array(value.detach().cpu().float().numpy()) for name, value in head.items()})
+    record = ArrayRecord()  # made of a dictionary, it would copy each array
+    for name, value in head.items():
+        record[name] = _array(value.detach().cpu().float().numpy())
+    return record
 
 
 def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
@@ -132,10 +162,15 @@ def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
     Raises:
         ProtocolError: an array cannot be read, is not a float, or holds a value that is not finite.
     """
+    return decode_arrays((name, array.data) for name, array in record.items())
+
+
+def decode_arrays(arrays: Iterable[tuple[str, bytes]]) -> dict[str, Tensor]:
+    """Take a head out of named bytes in NumPy's own format; errors as in ``decode_head``."""
     head = {}
-    for name, array in record.items():
+    for name, data in arrays:
         try:
-            values = _read_npy(array.data)
+            values = _read_npy(data)
         except Exception as error:
             raise ProtocolError(f"the array {name!r} of a message cannot be read; the sender must be mended") from error
         known = values.dtype in (np.float32, np.float64)
@@ -143,6 +178,24 @@ def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
             raise ProtocolError(f"expected finite floats in the array {name!r}, got something else; stop the sender")
         head[name] = torch.from_numpy(np.array(values, dtype=np.float32))
     return head
+
+
+class ReadArray(Array):
+    """Flower's array, read by our own reader, which parses the header of a shape once; Flower's does it each time.
+
+    It is for a strategy's eyes, and never sent: Flower writes the name of the class into what it sends.
+    """
+
+    @classmethod
+    def of(cls, array: Array) -> ReadArray:
+        """The same array."""
+        read = cls.__new__(cls)
+        read.__dict__.update(array.__dict__)
+        return read
+
+    def numpy(self) -> NDArray[Any]:
+        """The values, read-only."""
+        return _read_npy(self.data)
 
 
 def head_shapes(message: Message) -> dict[str, tuple[int, ...]]:
@@ -178,7 +231,7 @@ def decode_train_task(message: Message) -> TrainTask:
     return TrainTask(
         offer=offer,
         round=_number(config, ROUND, int),
-        head=decode_head(_arrays(message)),
+        head=_sent_head(_arrays(message)),
         learning_rate=learning_rate,
         proximal_mu=_number(config, PROXIMAL_MU, float) if PROXIMAL_MU in config else 0.0,
     )
@@ -218,6 +271,26 @@ def decode_stage(message: Message) -> Stage:
         raise _no_task() from error
 
 
+def decode_part(message: Message) -> Part:
+    """Read a piece of a backbone.
+
+    Raises:
+        ProtocolError: it is malformed, no whole piece, or lists a file twice, or facts too large to be some.
+    """
+    try:
+        config = record(message.content, CONFIG, ConfigRecord)
+        parsed, data = _Part.model_validate_json(str(config[TASK])), config[DATA]
+    except (KeyError, ValidationError) as error:
+        raise _no_part() from error
+    part = Part(parsed.contents(), parsed.offset, data) if isinstance(data, bytes) else None
+    if part is None or not part.is_one():
+        raise _no_part()
+    names = [name for name, _ in parsed.files]
+    if len(set(names)) < len(names) or names[0] != FACTS or parsed.files[0][1] > MOST_FACTS_BYTES:
+        raise _no_part()
+    return part
+
+
 def encode_reply(reply: Reply, to: Message) -> Message:
     """Turn what the egress gate let through into a Flower message."""
     match reply:
@@ -231,6 +304,8 @@ def encode_reply(reply: Reply, to: Message) -> Message:
             content = RecordDict({STATISTICS: ArrayRecord({STATISTICS: Array(values)})})
         case SumAnswer(data=data):
             content = RecordDict({SUMMED: _encode_bytes(data)})
+        case Holding(digest=digest, received=received):
+            content = RecordDict({"holding": ConfigRecord({"digest": digest, "received": received})})
         case Refusal(reason=reason):
             content = RecordDict({"refusal": ConfigRecord({"reason": reason.value})})
     return Message(content, reply_to=to)
@@ -251,6 +326,9 @@ def decode_reply(message: Message) -> Reply:
         if "hello" in content:
             hello = record(content, "hello", ConfigRecord)
             return Hello(str(hello["name"]), _number(hello, "declared-size", int))
+        if "holding" in content:
+            holding = record(content, "holding", ConfigRecord)
+            return Holding(str(holding["digest"]), _number(holding, "received", int))
         if "metrics" in content:
             return Metrics(_number(record(content, "metrics", MetricRecord), "accuracy", float))
         if STATISTICS in content:
@@ -278,11 +356,25 @@ def record(content: RecordDict, name: str, kind: type[Record]) -> Record:
     return found
 
 
+def _sent_head(record: ArrayRecord) -> dict[str, Tensor]:
+    """The head in a server's message: the same bytes, which all nodes of a process get, are decoded once."""
+    return dict(_decoded(tuple((name, array.data) for name, array in record.items())))
+
+
+@lru_cache(maxsize=2)
+def _decoded(arrays: tuple[tuple[str, bytes], ...]) -> Mapping[str, Tensor]:
+    return decode_arrays(arrays)
+
+
 def _parse(message: Message) -> tuple[Offer, float | None]:
     try:
         return _parse_text(str(record(message.content, CONFIG, ConfigRecord)[TASK]))
     except (KeyError, ValidationError) as error:
         raise _no_task() from error
+
+
+def _no_part() -> ProtocolError:
+    return ProtocolError("expected a piece of a backbone in the server's message, got something else")
 
 
 def _no_task() -> ProtocolError:
@@ -317,7 +409,7 @@ def _decode_bytes(arrays: ArrayRecord) -> bytes:
 def _array(values: NDArray[np.float32]) -> Array:
     """Flower's array of these values; the header of NumPy's format is written once, as heads come in few shapes."""
     data = _written_header(values.shape) + values.tobytes()
-    return Array(dtype=str(values.dtype), shape=values.shape, stype=SType.NUMPY, data=data)
+    return Array("float32", values.shape, SType.NUMPY, data)
 
 
 @lru_cache(maxsize=256)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app.message.typeddict import TypedDict
 from flwr.serverapp.strategy import (
     Bulyan,
     FedAdagrad,
@@ -27,6 +28,7 @@ from common import wire
 from common.errors import ConfigError
 
 WEIGHT = "weight"
+METRICS = "metrics"
 
 _STRATEGIES: dict[str, type[FedAvg]] = {
     "fedavg": FedAvg,
@@ -103,7 +105,8 @@ def aggregate(
     Returns:
         Name to float32 tensor; None when the strategy makes nothing of so few replies.
     """
-    weighted = [_with_weight(reply, weights[reply.metadata.src_node_id]) for reply in replies]
+    metrics = {weight: MetricRecord({WEIGHT: weight}) for weight in set(weights.values())}
+    weighted = [_with_weight(reply, metrics[weights[reply.metadata.src_node_id]]) for reply in replies]
     arrays, _ = strategy.aggregate_train(round_, weighted)
     return None if arrays is None else wire.decode_head(arrays)
 
@@ -117,7 +120,7 @@ def apply_step(strategy: FedAvg, round_: int, head: Mapping[str, Tensor]) -> dic
         head: the global head after the plain step.
     """
     content = RecordDict({wire.ARRAYS: wire.encode_head(head)})
-    step = _with_weight(Message(content, dst_node_id=0, message_type=MessageType.TRAIN), 1.0)
+    step = _with_weight(Message(content, dst_node_id=0, message_type=MessageType.TRAIN), MetricRecord({WEIGHT: 1.0}))
     arrays, _ = strategy.aggregate_train(round_, [step])
     assert arrays is not None  # of the strategies that a configuration allows, none wants more than one
     return wire.decode_head(arrays)
@@ -144,7 +147,23 @@ def restore_strategy(strategy: FedAvg, state: Mapping[str, NDArray[np.floating[A
         setattr(strategy, attribute, in_order)
 
 
-def _with_weight(reply: Message, weight: float) -> Message:
-    arrays = wire.record(reply.content, wire.ARRAYS, ArrayRecord)
-    reply.content = RecordDict({wire.ARRAYS: arrays, "metrics": MetricRecord({WEIGHT: weight})})
+class _Weighted(RecordDict):
+    """An update and its weight. Flower's own views by kind check and copy all records, several times a reply."""
+
+    @property
+    def array_records(self) -> TypedDict[str, ArrayRecord]:
+        """The update."""
+        return cast("TypedDict[str, ArrayRecord]", {wire.ARRAYS: self[wire.ARRAYS]})
+
+    @property
+    def metric_records(self) -> TypedDict[str, MetricRecord]:
+        """The weight."""
+        return cast("TypedDict[str, MetricRecord]", {METRICS: self[METRICS]})
+
+
+def _with_weight(reply: Message, weight: MetricRecord) -> Message:
+    arrays = ArrayRecord()
+    for name, array in wire.record(reply.content, wire.ARRAYS, ArrayRecord).items():
+        arrays[name] = wire.ReadArray.of(array)
+    reply.content = _Weighted({wire.ARRAYS: arrays, METRICS: weight})
     return reply

@@ -11,12 +11,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from common import durable
+from common.backbones.parcel import parcel_of
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, held_by_server
 from common.errors import FederationError, PrivacyError
 from common.messages import EvaluateTask
 from common.secagg.simulated import simulated_roster
 from server.aggregation import build_strategy
+from server.backbone_sending import joining
 from server.checkpoints import RunStore
 from server.coordinator import Proposal, propose
 from server.link import Link
@@ -77,7 +79,10 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
     plan = replace(proposal.plan, nodes=len(named))
     link = Link(grid, named=named, timeout_s=config.federation.round_timeout_s)
     store = RunStore(folder, plan.offer.run_id)
-    final = run_rounds(plan, link, strategy_of(config), store, proposal.start, proposal.evaluate, proposal.watch)
+    model = plan.offer.model
+    join = joining(parcel_of(model.backbone, model.backbone_digest), folder)
+    strategy = strategy_of(config)
+    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, join)
     conclude(folder, config, federation, replace(proposal, plan=plan), final)
 
 
@@ -98,7 +103,7 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
     strategy = strategy_of(config)
     link, store = Link(grid), RunStore(folder, plan.offer.run_id)
     play = _play(plan, store)
-    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, play)
+    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, play=play)
     if config.evaluation.node_metrics == "exact":
         accuracies = link.accuracies(EvaluateTask(plan.offer, final.head))
         durable.write_json(folder / "node_metrics.json", accuracies)

@@ -209,13 +209,17 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     from server.new_ca import certificates_of
     from server.outcome import RESULT, ROUNDS
     from server.run_folder import FAILURE
+    from server.sent_bytes import bytes_sent
 
     place = _place(home)
     rows = []
     for folder in sorted(path for path in place.runs.iterdir() if path.is_dir()):
         lines = read_lines(folder / ROUNDS)
         ended = "finished" if (folder / RESULT).exists() else "failed" if (folder / FAILURE).exists() else "unfinished"
-        rows.append({"run": folder.name, "rounds": len(lines), "state": ended, **(_last(lines))})
+        sent = round(bytes_sent(folder) / 1e6)
+        rows.append(
+            {"run": folder.name, "rounds": len(lines), "state": ended, "backbone_mb": sent or None, **(_last(lines))}
+        )
     process = supervisor_of(place.folder)
     certificates = certificates_of(place)
     if as_json:
@@ -229,7 +233,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         typer.echo(
             f"{one.name:<8} {MARKS[one.validity.state]}{one.validity.words}\n         {one.validity.fingerprint}"
         )
-    _show(rows, ("run", "state", "rounds", "accuracy", "epsilon"), False)
+    _show(rows, ("run", "state", "rounds", "backbone_mb", "accuracy", "epsilon"), False)
 
 
 def _place(home: Path | None) -> Place:

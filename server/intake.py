@@ -8,10 +8,12 @@ cannot be put together is one node's failure, and a reply counts for the node th
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
@@ -24,10 +26,11 @@ http_grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
 SLACK_BYTES = 1 << 20
 """What a reply may have beside its numbers."""
 SHORTEST_S = 5.0
+log = logging.getLogger("fedgraft.server")
 
 
 def take(grid: Grid, asked: Message, message_id: str, most_bytes: int, timeout_s: float) -> Message | None:
-    """The reply to a message, if it is there.
+    """The reply to a message, if it is there; a SuperLink that cannot say is asked again, as long as the round lasts.
 
     Args:
         grid: Flower's.
@@ -39,8 +42,14 @@ def take(grid: Grid, asked: Message, message_id: str, most_bytes: int, timeout_s
     Raises:
         ProtocolError: the reply is too large, incomplete, or no message.
     """
-    with _guarded(most_bytes, max(timeout_s, SHORTEST_S)) as refused:
-        found = list(grid.pull_messages([message_id]))
+    try:
+        with _guarded(most_bytes, max(timeout_s, SHORTEST_S)) as refused:
+            found = list(grid.pull_messages([message_id]))
+    except httpx.HTTPStatusError as error:
+        if not error.response.is_server_error:
+            raise
+        log.warning("the SuperLink could not say whether a reply is there (%d)", error.response.status_code)
+        return None
     if refused:
         raise refused[0]
     if not found:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import wire
+from common.backbones.parcel import Part
 from common.errors import PrivacyError, ProtocolError
 from common.messages import (
     EvaluateTask,
@@ -38,6 +40,7 @@ JOIN_TIMEOUT_S = 120.0
 MOST_WORDS = 300  # of a sentence about a reply: parts of it are the node's
 POLL_S = 0.1
 LATE_S = 30.0
+AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,9 @@ class Link:
         for node_id, reply in self._ask(asked, content, wire.QUERY_HELLO).items():
             if isinstance(reply, Hello) and reply.declared_size > 0 and self._is_named(node_id, reply.name):
                 found.append(Member(reply.name, node_id, reply.declared_size))
-                self.refused.pop(self._name(node_id), None)
+                self.refused.pop(self.name(node_id), None)
             else:
-                self.refused[self._name(node_id)] = _reason(reply)
+                self.refused[self.name(node_id)] = _reason(reply)
         names = [member.name for member in found]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -190,6 +193,32 @@ class Link:
                 del failed[name]
         return found, failed
 
+    def awaits_backbone(self) -> bool:
+        """Whether a node would take part if it had the backbone."""
+        return Reason.BACKBONE.value in self.refused.values()
+
+    def lacking(self) -> list[int]:
+        """Such nodes, among those that are there."""
+        return [node for node in self.connected() if self.refused.get(self.name(node)) == Reason.BACKBONE.value]
+
+    def hand_over(self, parts: Mapping[int, Part], timeout_s: float) -> dict[int, Reply]:
+        """Send each of some nodes a piece of a backbone, and wait for what they say, but not for ever."""
+        contents = {node: RecordDict({wire.CONFIG: wire.encode_part(part)}) for node, part in parts.items()}
+        messages = [Message(content, node, wire.QUERY_BACKBONE) for node, content in contents.items()]
+        return {node: _decode(message) for node, message in self._exchange(messages, SLACK_BYTES, timeout_s)}
+
+    def welcome(self, node_id: int) -> None:
+        """Let the next ``offer`` ask a node again that refused."""
+        self.refused.pop(self.name(node_id), None)
+
+    def turn_away(self, node_id: int, reply: Reply) -> None:
+        """Remember that a node refuses, and why."""
+        self.refused[self.name(node_id)] = _reason(reply)
+
+    def name(self, node_id: int) -> str:
+        """Of a node; its id where nodes have no registered names."""
+        return str(node_id) if self.named is None else self.named[node_id]
+
     def accuracies(self, task: EvaluateTask) -> dict[str, float]:
         """Ask every member how well a head does on its own records; those whose policy forbids it are left out."""
         content = RecordDict({wire.CONFIG: wire.encode_task(task.offer), wire.ARRAYS: wire.encode_head(task.head)})
@@ -225,10 +254,16 @@ class Link:
     def _ask(
         self, node_ids: Iterable[int], content: RecordDict, kind: str, most_bytes: int = SLACK_BYTES
     ) -> dict[int, Reply]:
-        messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in node_ids]
-        return {node_id: _decode(message) for node_id, message in self._exchange(messages, most_bytes)}
+        """Ask, and read the answers; simulated nodes, which may be very many, are asked a portion at a time."""
+        waiting, portion, answers = iter(node_ids), AT_ONCE if self.named is None else None, dict[int, Reply]()
+        while some := list(islice(waiting, portion)):
+            messages = [Message(content, dst_node_id=node_id, message_type=kind) for node_id in some]
+            answers.update((node_id, _decode(reply)) for node_id, reply in self._exchange(messages, most_bytes))
+        return answers
 
-    def _exchange(self, messages: list[Message], most_bytes: int) -> Iterator[tuple[int, Message | ProtocolError]]:
+    def _exchange(
+        self, messages: list[Message], most_bytes: int, timeout_s: float = math.inf
+    ) -> Iterator[tuple[int, Message | ProtocolError]]:
         """Send messages and give out the replies as they come, until all are there or the time is over.
 
         With each reply comes the node that was asked: of one that is away, Flower's SuperLink answers in its own name.
@@ -239,7 +274,7 @@ class Link:
             for message in messages:
                 message.metadata.ttl = self.timeout_s + LATE_S
         waiting = dict(zip(self.grid.push_messages(messages), messages, strict=True))
-        deadline = math.inf if self.timeout_s is None else time.monotonic() + self.timeout_s
+        deadline = time.monotonic() + min(timeout_s, math.inf if self.timeout_s is None else self.timeout_s)
         while waiting:
             for message_id, reply in self._come(waiting, most_bytes, deadline):
                 yield waiting.pop(message_id).metadata.dst_node_id, reply
@@ -265,12 +300,9 @@ class Link:
             if taken is not None:
                 yield message_id, taken
 
-    def _name(self, node_id: int) -> str:
-        return str(node_id) if self.named is None else self.named[node_id]
-
     def _may_come(self, node_id: int) -> bool:
         """Whether a node has refused nothing yet; one that was away, or failed, is asked again."""
-        return self.refused.get(self._name(node_id), Reason.ABSENT) in (Reason.ABSENT, Reason.INTERNAL)
+        return self.refused.get(self.name(node_id), Reason.ABSENT) in (Reason.ABSENT, Reason.INTERNAL)
 
     def _is_named(self, node_id: int, name: str) -> bool:
         """Whether a node calls itself what it was registered as."""

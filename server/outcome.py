@@ -18,6 +18,7 @@ from common.model_folder import ModelFacts, save_model
 from common.privacy.accountant import epsilon_by_round
 from server.checkpoints import Checkpoint, RunStore, read_lines
 from server.coordinator import Proposal
+from server.sent_bytes import bytes_sent
 
 RESULT, ROUNDS, MODEL = "result.json", "rounds.jsonl", "model"
 _VERSIONS = ("fedgraft", "flwr", "torch", "opacus", "dp-accounting", "numpy")
@@ -57,7 +58,7 @@ def _result(
         "accuracy": {"federated": scores.accuracy, **dict.fromkeys(BASELINES)},
         "metrics": {"loss": loss, **scores.metrics(federation.data.classes)},
         "privacy": _privacy(folder, config, proposal),
-        "bytes": {"per_round_per_node": _bytes_a_node(lines), "backbone_once": 0},
+        "bytes": {"per_round_per_node": _bytes_a_node(lines), "backbone_once": bytes_sent(folder)},
         "timing_s": {"features": None, "rounds": sum(line["seconds"] for line in lines), "total": None},
         "rounds": final.round,
         "rounds_planned": proposal.plan.rounds,

@@ -68,6 +68,7 @@ def run_rounds(
     start: dict[str, Tensor],
     evaluate: Evaluate,
     watch: Mapping[str, Evaluate] = NOTHING,
+    join: Callable[[Link, Offer], None] = Link.offer,
     play: PlayRound | None = None,
 ) -> Checkpoint:
     """Run, or continue, a federation to its last round, or until its patience ends.
@@ -80,6 +81,7 @@ def run_rounds(
         start: the head before the first round.
         evaluate: scores a head on the server's own held-out records.
         watch: scores it on others, by their name; nothing but ``"validation"`` decides when to stop.
+        join: offers the run to nodes that have not answered yet, before the first round and between rounds.
         play: plays a round; None is ``run_round``, for trust ``"local"``.
 
     Returns:
@@ -93,12 +95,12 @@ def run_rounds(
     state = store.latest() or Checkpoint(0, start, {}, {}, {})
     restore_strategy(strategy, state.strategy)
     link.wait_for(plan.nodes)
-    link.offer(plan.offer)
+    join(link, plan.offer)
     _check_members(link, plan)
     plan = replace(plan, learning_rate=learning_rate(plan, link.members.values(), state.head))
     while state.round < plan.rounds and not out_of_patience(store, plan.patience):
         if link.named is not None:
-            link.offer(plan.offer)  # to those that have come since
+            join(link, plan.offer)  # those that have come since
             cohort = choose_cohort(link.members, plan.cohort, plan.seed, state.round + 1)
             store.note_asked(state.round + 1, [member.name for member in cohort])
         state = (play or run_round)(state, plan, link, strategy, evaluate, watch)

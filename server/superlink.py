@@ -17,6 +17,7 @@ from flwr.superlink.cli import flower_superlink
 
 from common.ports import joined
 from common.runtime_secret import secret_options
+from server.database import wait_longer
 from server.place import APPROVED, Place
 from server.reply_limits import MOST_OBJECT_BYTES, Limits, put_in
 
@@ -58,4 +59,5 @@ if __name__ == "__main__":
     module = importlib.import_module("flwr.superlink.cli.flower_superlink")  # the package hides it behind its function
     module.GRPC_MAX_MESSAGE_LENGTH = MOST_OBJECT_BYTES  # type: ignore[attr-defined]
     put_in(Limits())
+    wait_longer()
     flower_superlink()

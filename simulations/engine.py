@@ -1,12 +1,14 @@
 """The in-process engine: Flower's Grid, played by this very process.
 
-The real ServerApp talks to the real ClientApp through it. Every message is serialised both ways, so that nothing is
-shared by reference and what is simulated is what is deployed; there is no daemon, no thread and no Ray. In a long run,
-forked processes play some of the nodes (``simulations.workers``).
+The real ServerApp talks to the real ClientApp through it. What the server sends is serialised, once for all nodes that
+it goes to, and read once in each process that plays nodes; a reply holds bytes, which nobody can change, and is handed
+over as it is, or serialised between processes. There is no daemon, no thread and no Ray. In a long run, forked
+processes play some of the nodes (``simulations.workers``).
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import Self
 
 from flwr.app import Context, Error, Message, MessageType, RecordDict
+from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto, recorddict_to_proto
-from flwr.common.serde_utils import metadata_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto, recorddict_from_proto, recorddict_to_proto
+from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp import Grid
@@ -65,19 +68,10 @@ class InProcessGrid(Grid):
         self._app = app
         self._run = Run.create_empty(RUN_ID)
         self._run_folder = run_folder
-        self._ledgers = ledgers or OpenLedgers(0)
-        flat = to_flat(config)
-        self._contexts = {
-            FIRST_NODE_ID + partition: Context(
-                run_id=RUN_ID,
-                node_id=FIRST_NODE_ID + partition,
-                node_config={"partition-id": partition, "num-partitions": len(partitions)},
-                state=RecordDict(),
-                run_config=flat,
-            )
-            for partition in partitions
-        }
-        self._position = {node_id: position for position, node_id in enumerate(self._contexts)}
+        self._ledgers = OpenLedgers(0) if ledgers is None else ledgers  # an empty one is false
+        self._flat = to_flat(config)
+        self._node_ids = [FIRST_NODE_ID + partition for partition in partitions]
+        self._states: dict[int, RecordDict] = {}  # of the nodes that keep something
         self._replies: dict[str, Message] = {}
         self._wanted, self._workers = workers, list[Worker]()
 
@@ -107,11 +101,12 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Ids of all nodes."""
-        return list(self._contexts)
+        return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Deliver messages; the nodes work at once, in the order given."""
-        return [message_id for some in self._at_once(messages) for message_id in self._deliver(some)]
+        contents = _Contents()
+        return [message_id for some in self._at_once(messages) for message_id in self._deliver(some, contents)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand out the replies to the messages of these ids, each once."""
@@ -135,49 +130,85 @@ class InProcessGrid(Grid):
         while len(self._workers) < self._wanted:
             self._workers.append(Worker(self._play_serialised, self._ledgers.close, self._workers))
 
-    def _deliver(self, messages: Sequence[Message]) -> list[str]:
+    def _deliver(self, messages: Sequence[Message], contents: _Contents) -> list[str]:
         """Let everybody play a share; the replies are put in the order of the messages."""
-        ids = [uuid.uuid4().hex for _ in messages]
-        serialised = list(self._serialised(messages, ids))
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex  # as Flower's own grids do
         shares = self._shares(messages)
         for worker, share in zip(self._workers, shares[1:], strict=True):
-            worker.begin([serialised[index] for index in share])
-        replies = dict(zip(shares[0], self._play_serialised([serialised[index] for index in shares[0]]), strict=True))
+            worker.begin(list(contents.serialised(messages[index] for index in share)))
+        replies = {index: self._play(contents.received(messages[index])) for index in shares[0]}
         for worker, share in zip(self._workers, shares[1:], strict=True):
-            replies.update(zip(share, worker.finish(), strict=True))
-        for index, message_id in enumerate(ids):
-            self._replies[message_id] = message_from_proto(MessageProto.FromString(replies[index]))
+            came = map(MessageProto.FromString, worker.finish())
+            replies.update(zip(share, map(message_from_proto, came), strict=True))
+        ids = [message.metadata.message_id for message in messages]
+        self._replies.update((message_id, replies[index]) for index, message_id in enumerate(ids))
         return ids
 
     def _shares(self, messages: Sequence[Message]) -> list[list[int]]:
         """Which messages this process plays, and which each worker; a node is always played by the same."""
         shares: list[list[int]] = [[] for _ in range(1 + len(self._workers))]
         for index, message in enumerate(messages):
-            shares[self._position[message.metadata.dst_node_id] % len(shares)].append(index)
+            shares[message.metadata.dst_node_id % len(shares)].append(index)
         return shares
 
-    @staticmethod
-    def _serialised(messages: Sequence[Message], ids: Sequence[str]) -> Iterator[bytes]:
-        contents: dict[int, RecordDictProto] = {}  # a strategy sends all nodes one content
-        for message, message_id in zip(messages, ids, strict=True):
-            key = id(message.content)
-            if key not in contents:
-                contents[key] = recorddict_to_proto(message.content)
-            proto = MessageProto(metadata=metadata_to_proto(message.metadata), content=contents[key])
-            proto.metadata.message_id = message_id
-            yield proto.SerializeToString()
-
     def _play_serialised(self, messages: Sequence[bytes]) -> list[bytes]:
-        received = (message_from_proto(MessageProto.FromString(message)) for message in messages)
-        return [message_to_proto(self._play(message)).SerializeToString() for message in received]
+        """What a worker does; a message without a content has that of the one before it."""
+        replies, content = [], None
+        for proto in map(MessageProto.FromString, messages):
+            content = recorddict_from_proto(proto.content) if proto.HasField("content") else content
+            reply = self._play(make_message(metadata_from_proto(proto.metadata), content))
+            replies.append(message_to_proto(reply).SerializeToString())
+        return replies
 
     def _play(self, message: Message) -> Message:
-        context = self._contexts[message.metadata.dst_node_id]
+        node_id = message.metadata.dst_node_id
+        context = Context(
+            run_id=RUN_ID,
+            node_id=node_id,
+            node_config={"partition-id": node_id - FIRST_NODE_ID, "num-partitions": len(self._node_ids)},
+            state=self._states.get(node_id) or RecordDict(),
+            run_config=self._flat,
+        )
         try:
             with simulated_in_process(self._run_folder, self._ledgers):
                 return self._app(message, context)
         except Exception as error:  # as Flower's runtimes do; fedgraft's own app lets none through
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+        finally:
+            if context.state:
+                self._states[node_id] = context.state
+
+
+class _Contents:
+    """What the messages of one push hold: a strategy sends all nodes one content, which is written and read once."""
+
+    def __init__(self) -> None:
+        self._sent: RecordDict | None = None
+        self._proto = RecordDictProto()
+        self._read: RecordDict | None = None
+
+    def serialised(self, messages: Iterable[Message]) -> Iterator[bytes]:
+        """Messages as bytes; one that holds what the one before it held goes without a content."""
+        last: RecordDict | None = None
+        for message in messages:
+            proto = MessageProto(metadata=metadata_to_proto(message.metadata))
+            if message.content is not last:
+                last = message.content
+                proto.content.CopyFrom(self._written(last))
+            yield proto.SerializeToString()
+
+    def received(self, message: Message) -> Message:
+        """A message as its node receives it."""
+        proto = self._written(message.content)
+        if self._read is None:
+            self._read = recorddict_from_proto(RecordDictProto.FromString(proto.SerializeToString()))
+        return make_message(message.metadata, self._read)
+
+    def _written(self, content: RecordDict) -> RecordDictProto:
+        if content is not self._sent:
+            self._sent, self._proto, self._read = content, recorddict_to_proto(content), None
+        return self._proto
 
 
 def run_in_process(
@@ -200,6 +231,7 @@ def run_in_process(
     with ExitStack() as stack:
         stack.enter_context(task_identity())
         stack.enter_context(threads(1))
+        stack.enter_context(_all_kept())
         ledgers = stack.enter_context(OpenLedgers(room_for_files()))
         grid = InProcessGrid(client.app.app, config, partitions, run_folder, ledgers, workers)
         stack.enter_context(grid)
@@ -211,6 +243,16 @@ def run_in_process(
             run_config=to_flat(config),
         )
         server.app.app(grid, context)
+
+
+@contextmanager
+def _all_kept() -> Iterator[None]:
+    """Keep Python from looking, time and again, for garbage in what was loaded before."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.home import open_simulated_ledger
+from client.home import open_simulated_ledger, untouched_ledger
 from common.config import BASELINES, RunConfig
 from common.data.federation import Federation
 from common.errors import PrivacyError
@@ -157,6 +157,9 @@ def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder:
     terms = preflight.proposal.plan.offer.terms
     statements = {}
     for name in preflight.federation.names:
+        if (untouched := untouched_ledger(folder, name, config)) is not None:
+            statements[name] = untouched.statement()  # it was never charged
+            continue
         with open_simulated_ledger(folder, name, config) as ledger:
             ledger.verify()
             statements[name] = ledger.statement()
@@ -205,6 +208,8 @@ def _check_paid(statement: Statement, rounds: int, terms: PrivacyTerms) -> None:
 def _open_reservations(config: RunConfig, federation: Federation, folder: Path) -> dict[str, list[int]]:
     found = {}
     for name in federation.names:
+        if untouched_ledger(folder, name, config) is not None:
+            continue
         with open_simulated_ledger(folder, name, config) as ledger:
             if rounds := [round_ for _, round_ in ledger.statement().open_reservations]:
                 found[name] = rounds

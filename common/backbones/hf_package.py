@@ -12,6 +12,7 @@ from torch import nn
 from common.backbones.backbone import Backbone, Preprocessing
 from common.backbones.hf_files import model_folder, parse, read_files
 from common.backbones.text import TextPreprocessing
+from common.errors import ConfigError
 
 _TOKENIZER = "tokenizer.json"
 
@@ -37,14 +38,16 @@ def rebuild(
     """The stages with random weights, and the preprocessing, of what ``describe`` and ``files`` said.
 
     Raises:
-        ConfigError: the installed transformers library cannot build the network.
+        ConfigError: the installed transformers library cannot build the network, or a name leads out of its folder.
     """
     from common.backbones.hf_family import load
 
     length = description["length"]
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as folder:
         for name, data in files.items():
-            path = Path(folder) / name.replace("__", "/")
+            path = (Path(folder) / name.replace("__", "/")).resolve()
+            if not path.is_relative_to(Path(folder).resolve()):  # a package may come from anywhere
+                raise ConfigError(f"expected files of a model in the package, got the name {name!r}; do not use it")
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
         made = load(f"hf/{folder}{'' if length is None else f':{length}'}@random-{seed}")

@@ -166,6 +166,42 @@ def verify(folder: Path) -> PackageFacts:
     return facts
 
 
+def check_bytes(folder: Path) -> PackageFacts:
+    """Check every byte of a package, and build nothing; errors as in ``verify``."""
+    facts = read_facts(folder)
+    for name, expected in facts.files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ConfigError(f"expected {name} in {folder} ({error.strerror}); {_AGAIN}") from error
+        if found != expected:
+            raise _changed(folder, name)
+    return facts
+
+
+def read_facts(folder: Path) -> PackageFacts:
+    """The facts of a package, checked against its digest; no other file is read.
+
+    Raises:
+        ConfigError: they are missing, damaged, changed or of another format.
+    """
+    raw = _read(folder, FACTS)
+    try:
+        facts = PackageFacts.model_validate_json(raw)
+    except ValidationError as error:
+        raise ConfigError(
+            f"expected the facts of a package in {folder / FACTS}, got a damaged file; {_AGAIN}"
+        ) from error
+    if facts.format != FORMAT:
+        raise ConfigError(f"{folder} is a package of format {facts.format}, this version knows {FORMAT}; {_NEWER}")
+    if facts.serialised() != raw or facts.sealed().digest != facts.digest:
+        raise _changed(folder, FACTS)
+    if WEIGHTS not in facts.files or not facts.stages or any(Path(name).name != name for name in facts.files):
+        raise ConfigError(f"expected {WEIGHTS} and plain names among the files of {folder}; {_AGAIN}")
+    return facts
+
+
 def _folder(reference: str) -> Path:
     return Path(reference.removeprefix("package/")).expanduser()
 
@@ -217,19 +253,7 @@ def _tensors(reference: str, data: bytes) -> dict[str, Tensor]:
 
 def _checked(folder: Path) -> tuple[PackageFacts, dict[str, bytes]]:
     """The facts of a package and the content of its files, every byte as the digest says."""
-    raw = _read(folder, FACTS)
-    try:
-        facts = PackageFacts.model_validate_json(raw)
-    except ValidationError as error:
-        raise ConfigError(
-            f"expected the facts of a package in {folder / FACTS}, got a damaged file; {_AGAIN}"
-        ) from error
-    if facts.format != FORMAT:
-        raise ConfigError(f"{folder} is a package of format {facts.format}, this version knows {FORMAT}; {_NEWER}")
-    if facts.serialised() != raw or facts.sealed().digest != facts.digest:
-        raise _changed(folder, FACTS)
-    if WEIGHTS not in facts.files or not facts.stages or any(Path(name).name != name for name in facts.files):
-        raise ConfigError(f"expected {WEIGHTS} and plain names among the files of {folder}; {_AGAIN}")
+    facts = read_facts(folder)
     content = {name: _read(folder, name) for name in facts.files}
     for name, data in content.items():
         if hashlib.sha256(data).hexdigest() != facts.files[name]:

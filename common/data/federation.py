@@ -43,7 +43,7 @@ class Federation:
     validation: NDArray[np.int64]
     shares: Mapping[str, NDArray[np.int64]]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Node names, by partition number."""
         return tuple(self.shares)

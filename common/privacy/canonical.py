@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 def canonical_json(value: Mapping[str, Any]) -> str:
     r"""Write ``value`` as JSON with sorted keys, no spaces, ASCII only, shortest exact floats, no NaN or infinity.
@@ -14,7 +16,7 @@ def canonical_json(value: Mapping[str, Any]) -> str:
     >>> canonical_json({"b": 1.0, "a": "é"})
     '{"a":"\\u00e9","b":1.0}'
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def sha256_hex(*parts: str) -> str:

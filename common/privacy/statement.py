@@ -75,7 +75,11 @@ class Statement:
 
 @dataclass
 class Balance:
-    """The running state of a ledger, advanced entry by entry."""
+    """The running state of a ledger, advanced entry by entry.
+
+    It may let go of what it knows of old rounds: then ``forgotten`` is the newest of them, and whoever asks about a
+    round up to that one, or for a statement, reads the chain anew.
+    """
 
     position: int = 0
     head: str = GENESIS
@@ -87,6 +91,7 @@ class Balance:
     reservations: dict[Charge, int] = field(default_factory=dict)
     charges: dict[int, Charge] = field(default_factory=dict)
     committed: dict[int, str] = field(default_factory=dict)
+    forgotten: int = 0
 
     def extend(self, entries: Iterable[LedgerEntry]) -> None:
         """Verify entries that follow, and count them.
@@ -101,6 +106,14 @@ class Balance:
             except (LookupError, TypeError, ValueError, FederationError) as error:
                 raise broken_chain(f"entry {self.position} makes no sense where it stands") from error
             self.position, self.head = self.position + 1, entry.hash
+
+    def forget(self, newest: Spend) -> None:
+        """Let go of the released rounds of a run but its newest; what they cost stays counted."""
+        for position, charge in list(self.charges.items()):
+            spend = charge.spend
+            if position in self.committed and spend.run_id == newest.run_id and spend.round != newest.round:
+                del self.charges[position], self.committed[position], self.reservations[charge]
+                self.forgotten = max(self.forgotten, spend.round)
 
     def with_round(self, plan: PrivacyPlan, run_id: str) -> Spent:
         """Epsilon spent if one more round of ``plan`` were charged."""
@@ -118,6 +131,7 @@ class Balance:
 
     def statement(self) -> Statement:
         """Sum up for people."""
+        assert not self.forgotten
         spent = self.spent()
         done = [self.charges[position].spend for position in self.committed]
         waiting = [charge.spend for position, charge in self.charges.items() if position not in self.committed]

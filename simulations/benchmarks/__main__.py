@@ -11,6 +11,8 @@ from common.errors import ConfigError
 BENCHMARKS = (
     "accuracy",
     "rounds",
+    "round_costs",
+    "scale",
     "defaults",
     "tasks",
     "heads",

@@ -20,13 +20,13 @@ DELTA = 1e-5
 PLAN = PrivacyTerms("record", "local", 1.0, 1000, 1, 1.0, 20.0, DELTA).for_node(100)
 
 
-def open_ledger(path: Path, durable: bool) -> Ledger:
-    return Ledger.open(path, "data", delta=DELTA, epsilon_cap=1000.0, durable=durable)
+def open_ledger(path: Path, durable: bool, alone: bool = False) -> Ledger:
+    return Ledger.open(path, "data", delta=DELTA, epsilon_cap=1000.0, durable=durable, alone=alone)
 
 
-def work(path: Path, run: str, durable: bool, pipe: int, most: int) -> None:
+def work(path: Path, run: str, durable: bool, alone: bool, pipe: int, most: int) -> None:
     """Charge and release round after round; what is released is told to the pipe, as a network would."""
-    with open_ledger(path, durable) as ledger:
+    with open_ledger(path, durable, alone) as ledger:
         for round in range(1, most + 1):
             reservation = ledger.reserve(Spend(run, round, "h"), PLAN)
             assert isinstance(reservation, Reservation)
@@ -35,13 +35,13 @@ def work(path: Path, run: str, durable: bool, pipe: int, most: int) -> None:
             os.write(pipe, f"released {run} {round}\n".encode())
 
 
-def fork(path: Path, run: str, durable: bool, most: int) -> tuple[int, int]:
+def fork(path: Path, run: str, durable: bool, most: int, alone: bool = False) -> tuple[int, int]:
     """Start a child at work; its process id, and the pipe to read what it did."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
-        work(path, run, durable, write_end, most)
+        work(path, run, durable, alone, write_end, most)
         os._exit(0)
     os.close(write_end)
     return child, read_end
@@ -58,7 +58,7 @@ def parsed(lines: Iterable[str]) -> set[tuple[str, str, int]]:
     return {(what, run, int(round)) for what, run, round in (line.split() for line in lines if line.endswith("\n"))}
 
 
-def kill_at_any_moment(path: Path, kills: int, durable: bool) -> None:
+def kill_at_any_moment(path: Path, kills: int, durable: bool, alone: bool) -> None:
     """Kill workers at random moments; after each, the ledger knows at least what was told.
 
     A worker is let go on until it has told up to six things, and then some part of a round more: so that all of them
@@ -69,7 +69,7 @@ def kill_at_any_moment(path: Path, kills: int, durable: bool) -> None:
     told: set[tuple[str, str, int]] = set()
     moments = random.Random(1)
     for number in range(kills):
-        child, pipe = fork(path, f"run-{number}", durable, 900)
+        child, pipe = fork(path, f"run-{number}", durable, 900, alone)
         with os.fdopen(pipe) as stream:
             lines = [stream.readline() for _ in range(moments.randrange(1, 7) if number % 4 else 0)]
             time.sleep(moments.uniform(0.0, 2 * round_s))
@@ -130,8 +130,8 @@ def fill_the_disk(path: Path) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["kill", path, kills, durable]:
-            kill_at_any_moment(Path(path), int(kills), durable == "durable")
+        case ["kill", path, kills, mode]:
+            kill_at_any_moment(Path(path), int(kills), mode == "durable", mode == "alone")
         case ["share", path]:
             share(Path(path))
         case ["fill", path]:

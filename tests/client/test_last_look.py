@@ -27,10 +27,11 @@ from client.home import open_node, simulated_in_process
 from client.last_look import Speaker, permitted
 from client.node_config import NODE_TOML
 from common import wire
+from common.backbones.parcel import Contents, Part
 from common.config import to_flat
 from common.errors import ConfigError, PrivacyError, ProtocolError
 from common.message_objects import message_from_objects
-from common.messages import Hello, Metrics, Reason, Refusal, Statistics, Update
+from common.messages import Hello, Holding, Metrics, Reason, Refusal, Statistics, Update
 from common.noised_moments import SENSITIVITY, Sketch, StatisticsTask, packed_size
 from simulations.engine import task_identity
 from tests.client.test_own_node import CONFIG
@@ -41,7 +42,10 @@ NAME, SIZE = "st-mary", 60
 QUESTION = StatisticsTask(small_offer(rounds=2, sampling_rate=1.0, clipping_norm=SENSITIVITY), 1, Sketch(0, 8))
 WIDTH = packed_size(8, "classification", 10)
 SHAPES = {name: tuple(value.shape) for name, value in small_task().head.items()}
-KINDS = ["train", "evaluate", wire.QUERY_HELLO, wire.QUERY_STATISTICS]
+KINDS = ["train", "evaluate", wire.QUERY_HELLO, wire.QUERY_STATISTICS, wire.QUERY_BACKBONE]
+DIGEST, PIECE = "ab" * 32, 4 << 20
+BACKBONE = Contents(DIGEST, (("backbone.json", 700), ("weights.safetensors", 2 * PIECE)))
+HELD = (0, PIECE, 2 * PIECE, 2 * PIECE + 700)
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +62,8 @@ def asked(kind: str) -> Message:
     """What a server asks, well formed."""
     if kind == wire.QUERY_STATISTICS:
         return Message(RecordDict({wire.CONFIG: wire.encode_statistics_task(QUESTION)}), 2, kind)
+    if kind == wire.QUERY_BACKBONE:
+        return Message(RecordDict({wire.CONFIG: wire.encode_part(Part(BACKBONE, 0, b""))}), 2, kind)
     task = small_task()
     config = wire.encode_task(task.offer, task.learning_rate)
     config[wire.ROUND] = 1
@@ -74,6 +80,8 @@ def is_listed(reply: Message, kind: str, *, exact: bool, name: str, size: int) -
         return dict(record) in [{"reason": word} for word in words]
     if key == "hello":
         return kind == "query.hello" and dict(record) == {"name": name, "declared-size": size}
+    if key == "holding":
+        return kind == "query.backbone" and dict(record) in [{"digest": DIGEST, "received": held} for held in HELD]
     if key == "metrics":
         return (
             kind == "evaluate" and exact and list(record) == ["accuracy"] and 0 <= float(str(record["accuracy"])) <= 1
@@ -97,7 +105,12 @@ ndarrays = st.builds(
     numbers,
     dtypes,
 )
-keys = st.one_of(st.sampled_from([*SHAPES, "reason", "name", "declared-size", "accuracy", "statistics", "loss"]), texts)
+keys = st.one_of(
+    st.sampled_from(
+        [*SHAPES, "reason", "name", "declared-size", "accuracy", "statistics", "loss", "digest", "received"]
+    ),
+    texts,
+)
 
 
 def whole_head(number: float) -> dict[str, torch.Tensor]:
@@ -118,6 +131,7 @@ replies: Any = st.one_of(
     st.builds(Metrics, scalars),
     st.builds(Statistics, st.one_of(ndarrays, texts)),
     st.builds(Statistics, numbers.map(lambda number: np.full((WIDTH,), number))),
+    st.builds(Holding, st.one_of(st.just(DIGEST), scalars), st.one_of(st.sampled_from([*HELD, PIECE + 1]), scalars)),
     st.builds(Refusal, st.one_of(st.sampled_from(list(Reason)), texts)),
     st.recursive(scalars, lambda inner: st.dictionaries(texts, inner, max_size=2), max_leaves=4),
 )
@@ -148,6 +162,7 @@ RELEASED: dict[str, Any] = {
     "train": Update(whole_head(0.5)),
     wire.QUERY_HELLO: Hello(NAME, SIZE),
     wire.QUERY_STATISTICS: Statistics(np.zeros(WIDTH)),
+    wire.QUERY_BACKBONE: Holding(DIGEST, PIECE),
     "evaluate": Metrics(0.5),
 }
 
@@ -230,13 +245,14 @@ records = st.one_of(
     ),
     written,
 )
-names = st.one_of(st.sampled_from(["refusal", "hello", "metrics", "statistics", "arrays", "logs"]), texts)
+names = st.one_of(st.sampled_from(["refusal", "hello", "metrics", "statistics", "holding", "arrays", "logs"]), texts)
 right = st.sampled_from([*KINDS, "refusal"]).map(
     lambda kind: {
         "train": lambda: {"arrays": wire.encode_head(whole_head(0.5))},
         "evaluate": lambda: {"metrics": MetricRecord({"accuracy": 0.5})},
         wire.QUERY_HELLO: lambda: {"hello": ConfigRecord({"name": NAME, "declared-size": SIZE})},
         wire.QUERY_STATISTICS: lambda: {"statistics": ArrayRecord({"statistics": Array(np.zeros(WIDTH))})},
+        wire.QUERY_BACKBONE: lambda: {"holding": ConfigRecord({"digest": DIGEST, "received": PIECE})},
         "refusal": lambda: {"refusal": ConfigRecord({"reason": "budget"})},
     }[kind]()
 )
@@ -263,7 +279,7 @@ def test_whatever_an_app_writes_the_supernode_passes_on_listed_values_only(
         assert is_listed(came, kind, exact=False, name=NAME, size=SIZE)
 
 
-@pytest.mark.parametrize("kind", ["train", wire.QUERY_HELLO, wire.QUERY_STATISTICS])
+@pytest.mark.parametrize("kind", ["train", wire.QUERY_HELLO, wire.QUERY_STATISTICS, wire.QUERY_BACKBONE])
 def test_a_right_answer_passes_unchanged(kind: str, folder: Path) -> None:
     connection = Connection(asked(kind), folder)
     connection.ask()
@@ -278,6 +294,25 @@ def test_a_size_that_the_operator_did_not_declare_is_kept_back(size: int, folder
     came = connection.answer(wire.encode_reply(Hello(NAME, size), connection.question))
     expected = Hello(NAME, SIZE) if size == SIZE else Refusal(Reason.INTERNAL)
     assert wire.decode_reply(came) == expected
+
+
+@pytest.mark.parametrize("held", [*HELD, -1, 1, PIECE - 1, PIECE + 1, 3 * PIECE, 2 * PIECE + 701])
+def test_what_a_node_has_of_a_backbone_is_told_in_whole_pieces_alone(held: int, folder: Path) -> None:
+    connection = Connection(asked(wire.QUERY_BACKBONE), folder)
+    connection.ask()
+    came = connection.answer(wire.encode_reply(Holding(DIGEST, held), connection.question))
+    assert wire.decode_reply(came) == (Holding(DIGEST, held) if held in HELD else Refusal(Reason.INTERNAL))
+
+
+@pytest.mark.parametrize("said", [{"path": SECRET}, {"others": 3}, {"digest": "cd" * 32}, {"digest": SECRET}])
+def test_of_a_backbone_nothing_else_is_told(said: dict[str, Any], folder: Path) -> None:
+    connection = Connection(asked(wire.QUERY_BACKBONE), folder)
+    connection.ask()
+    record = ConfigRecord({"digest": DIGEST, "received": PIECE, **said})
+    came = connection.answer(Message(RecordDict({"holding": record}), reply_to=connection.question))
+    expected = Refusal(Reason.INTERNAL) if "digest" in said else Holding(DIGEST, PIECE)
+    assert wire.decode_reply(came) == expected
+    assert SECRET.encode() not in b"".join(connection.left.values())
 
 
 def test_half_an_answer_becomes_a_refusal(folder: Path) -> None:

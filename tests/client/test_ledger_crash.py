@@ -22,7 +22,7 @@ def run_child(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("mode", "kills"), [("durable", 25), ("simulated", 60)])
+@pytest.mark.parametrize(("mode", "kills"), [("durable", 25), ("simulated", 30), ("alone", 30)])
 def test_a_process_killed_at_any_moment_leaves_a_ledger_that_accounts_for_all(
     tmp_path: Path, mode: str, kills: int
 ) -> None:

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
-from common.backbones import hf_family
+from common.backbones import hf_family, hf_package
 from common.backbones.backbone import Backbone
 from common.backbones.hf_files import parse, quiet
 from common.data.records import Clip, Inputs, Pair
@@ -417,3 +417,12 @@ def test_cached_features_are_zero_in_the_padding(kind: str, folders: Callable[[s
         hidden, mask = Trunk(backbone, "layer.2").activations(backbone.preprocessing(TEXTS))
     assert bool((hidden[mask == 0] == 0).all())
     assert flatten((hidden, mask)).shape == (3, 40 * 33)
+
+
+def test_a_file_of_a_package_stays_in_its_folder(tmp_path: Path) -> None:
+    """Slashes in names are written as two underscores, which could lead anywhere."""
+    elsewhere = tmp_path / "elsewhere.json"
+    for name in (str(elsewhere).replace("/", "__"), "..__elsewhere.json", "a__..__..__elsewhere.json"):
+        with pytest.raises(ConfigError, match="do not use it"):
+            hf_package.rebuild({"family": "hf", "length": None}, {}, {name: b"{}"}, seed=0)
+    assert not elsewhere.exists()

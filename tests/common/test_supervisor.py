@@ -126,3 +126,18 @@ def test_a_program_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="could not start"):
         supervise([Program("none", [str(tmp_path / "none")], {})], tmp_path, print)
+
+
+@pytest.mark.parametrize("end", ["None", "1 / 0"])
+def test_a_program_that_should_not_return_ends_its_process_whatever_threads_are_left(end: str) -> None:
+    """Flower's SuperNode returns when the SuperLink answers with an error; its threads would keep it for ever."""
+    left = "import threading; threading.Thread(target=threading.Event().wait).start()"
+    script = f"from common.supervisor import to_the_end; {left}; to_the_end(lambda: {end})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert ("ZeroDivisionError" in done.stderr) == (end == "1 / 0")
+
+
+def test_a_program_that_ends_by_itself_keeps_its_status() -> None:
+    script = "import sys; from common.supervisor import to_the_end; to_the_end(lambda: sys.exit(7))"
+    assert subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_S).returncode == 7

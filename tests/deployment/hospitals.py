@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ class Hospitals:
 
     folder: Path
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    surroundings: dict[str, str] = field(default_factory=dict)  # of what is started, beside the usual environment
 
     @property
     def server(self) -> Path:
@@ -74,11 +75,15 @@ class Hospitals:
         self.run("server", "add-node", name, "--key", str(home / "node.key.pub"), home=self.server)
         return home
 
-    def start(self, kind: str, home: Path, *options: str) -> None:
-        """Start a node or the coordinator."""
+    def start(self, kind: str, home: Path, *options: str, surroundings: Mapping[str, str] | None = None) -> None:
+        """Start a node or the coordinator, with this in its environment, beside the usual."""
         command = [sys.executable, "-m", "fedgraft", kind, "start", "--home", str(home), *options]
         with (home.parent / f"{home.name}.out").open("wb") as log:
-            self.started.append(subprocess.Popen(command, stdout=log, stderr=log, env=_environment()))
+            self.started.append(
+                subprocess.Popen(
+                    command, stdout=log, stderr=log, env={**_environment(), **self.surroundings, **(surroundings or {})}
+                )
+            )
         assert wait_until(lambda: supervisor_of(home) is not None)
 
     def online(self, names: Sequence[str]) -> bool:

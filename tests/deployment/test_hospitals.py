@@ -13,6 +13,9 @@ import pytest
 import fedgraft
 from client.approvals import APPROVALS
 from client.node_config import NODE_TOML
+from common.backbones.controls import load_reference
+from common.backbones.package import save
+from common.backbones.parcel import PIECE_BYTES
 from common.privacy.accountant import epsilon_by_round
 from server.coordinator import privacy_terms
 from tests.confining import can_confine
@@ -162,6 +165,32 @@ def test_what_is_killed_comes_back_and_the_run_goes_on(hospitals: Hospitals) -> 
         hospitals.run("node", "ledger", "verify", home=hospitals.folder / name)
         said = hospitals.status(hospitals.folder / name)
         assert max(said["runs"].values()) <= 8
+
+
+def test_a_backbone_that_two_nodes_await_is_sent_to_them_and_used(hospitals: Hospitals) -> None:
+    """Three pieces; north's app is confined, and writes nothing but what it receives."""
+    packed, names = hospitals.folder / "packed", ("north", "south")
+    digest = save(load_reference("torchvision/mobilenet_v2:32@random-3"), packed).digest
+    size = sum(path.stat().st_size for path in packed.iterdir())
+    assert size > 2 * PIECE_BYTES
+    for name in names:
+        home = hospitals.folder / name
+        hospitals.raise_cap(home, 60.0)
+        hospitals.run("node", "approve", "backbone", "--digest", digest, "--size-limit", "20", home=home)
+    before = {name: (hospitals.folder / name / APPROVALS).read_bytes() for name in names}
+    config = hospitals.configuration(
+        federation={"nodes": 2, "rounds": 1}, model={"backbone": f"package/{packed}"}, privacy={"epsilon": 2.0}
+    )
+    nodes = ("--name", "sent", "--nodes", ",".join(names), "--home", str(hospitals.server))
+    hospitals.run("server", "run", str(config), *nodes)
+    assert [line["nodes"] for line in hospitals.lines("sent")] == [2]
+    result = json.loads((hospitals.server / "runs" / "sent" / "result.json").read_text())
+    assert result["bytes"]["backbone_once"] == 2 * size
+    for name in names:
+        home = hospitals.folder / name
+        assert (home / APPROVALS).read_bytes() == before[name]
+        assert f"the backbone {digest} has come" in (home / "logs" / "apps.log").read_text()
+        assert "(sent)" in hospitals.run("node", "check", home=home)
 
 
 def test_a_key_that_is_replaced_or_removed_is_cut_off_while_it_is_connected(hospitals: Hospitals) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.app import app
 from common import wire
@@ -106,3 +106,27 @@ def test_a_reply_that_brings_its_own_weight_is_not_listened_to() -> None:
     head = aggregate(build_strategy("fedavg"), 1, answers, dict.fromkeys(HEADS, 1.0))
     assert head is not None
     assert np.allclose(head["weight"].numpy(), [4.0, 2.0])
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "fedadam"])
+def test_what_a_strategy_is_shown_gives_what_flowers_own_records_give(name: str) -> None:
+    """Oracle: the same replies as plain records, read by Flower's own code."""
+    weights = {1: 1.0, 2: 0.5, 3: 2.0}
+    results = []
+    for plain in (False, True):
+        strategy = build_strategy(name)
+        if name == "fedadam":
+            strategy.current_arrays = {"weight": np.zeros(2, dtype=np.float32)}  # type: ignore[attr-defined]
+        if not plain:
+            head = aggregate(strategy, 1, replies(), weights)
+            assert head is not None
+            results.append(head["weight"].numpy())
+            continue
+        shown = replies()
+        for reply in shown:
+            metrics = MetricRecord({"weight": weights[reply.metadata.src_node_id]})
+            reply.content = RecordDict({wire.ARRAYS: reply.content[wire.ARRAYS], "metrics": metrics})
+        arrays, _ = strategy.aggregate_train(1, shown)
+        assert arrays is not None
+        results.append(arrays["weight"].numpy().astype(np.float32))
+    assert results[0].tobytes() == results[1].tobytes()

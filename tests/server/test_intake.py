@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,7 @@ class Runtime:
     asked: tuple[Message, Message] = field(init=False)
     replies: dict[str, Made] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
+    troubles: list[int] = field(default_factory=list)
 
     def PushMessages(self, request: Any) -> PushAppMessagesResponse:  # noqa: N802
         ids = [proto.metadata.message_id for proto in request.messages_list]
@@ -81,6 +83,8 @@ class Runtime:
         return PushAppMessagesResponse(message_ids=ids)
 
     def PullMessages(self, request: Any) -> PullAppMessagesResponse:  # noqa: N802
+        if self.troubles:
+            httpx.Response(self.troubles.pop(), request=httpx.Request("POST", "https://127.0.0.1")).raise_for_status()
         found = [self.replies.pop(name) for name in request.message_ids if name in self.replies]
         heads = [message_to_proto(_head_of(reply)) for reply, _, _ in found]
         return PullAppMessagesResponse(messages_list=heads, message_object_trees=[tree for _, tree, _ in found])
@@ -105,9 +109,9 @@ def _head_of(reply: Message) -> Message:
     return make_message(metadata=reply.metadata, content=RecordDict())
 
 
-def collected(answer: Answer, timeout_s: float = PATIENCE_S) -> tuple[Answers, Runtime]:
-    """What a round makes of an honest node and of another."""
-    runtime, grid = Runtime(answer), HttpGrid(token="of the test")
+def collected(answer: Answer, *troubles: int, timeout_s: float = PATIENCE_S) -> tuple[Answers, Runtime]:
+    """What a round makes of an honest node and of another, if a SuperLink in trouble answers with these codes first."""
+    runtime, grid = Runtime(answer, troubles=list(troubles)), HttpGrid(token="of the test")
     grid.set_run(Run.create_empty(1))
     grid._client = runtime  # type: ignore[assignment]
     config = wire.encode_task(_offer(), 0.5)
@@ -254,6 +258,14 @@ def test_a_question_that_nobody_waits_for_any_more_is_not_handed_out() -> None:
 def test_an_error_is_no_update() -> None:
     answers, _ = collected(lambda message, _: made(Message(Error(0, "x" * 999), reply_to=message)))
     assert answers.failed == {"bad": "internal"}
+
+
+def test_a_superlink_in_trouble_is_asked_again_and_one_that_refuses_is_not() -> None:
+    answers, runtime = collected(lambda message, _: update(message), 500, 500, 503)
+    assert set(answers.updates) == {"good", "bad"}
+    assert not runtime.troubles
+    with pytest.raises(httpx.HTTPStatusError):
+        collected(lambda message, _: update(message), 404)
 
 
 def test_a_message_survives_its_objects() -> None:
