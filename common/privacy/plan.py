@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import PrivacyError, ProtocolError
 from common.privacy.canonical import canonical_json, sha256_hex
+from common.secagg.roster import MOST_NODES
 from common.secagg.session import LEAST_NODES, SumTerms
 
 RELATION = "add-or-remove-one"
@@ -17,7 +18,6 @@ UNITS = ("record", "patient")
 TRUSTS = ("local", "secagg")
 MAX_RECORDS = 10_000
 MAX_STEPS = 1_000_000
-MOST_NODES = 200
 LARGEST_NODE = 2**40
 SMALLEST_RATE = 1e-6
 NOISE_RANGE = (0.01, 100_000.0)

@@ -246,6 +246,14 @@ def test_a_node_that_sends_another_reply_is_left_out_with_a_sentence(tmp_path: P
     assert NAMES[1] not in state.line["survivors"]
 
 
+def test_nodes_in_processes_of_their_own_give_the_same_sums(tmp_path: Path) -> None:
+    config = summing(2)
+    for workers in (0, 2):
+        (tmp_path / str(workers)).mkdir()
+        run_in_process(config, tmp_path / str(workers), range(4), workers=workers)
+    assert digest_of(tmp_path / "2") == digest_of(tmp_path / "0")
+
+
 def test_real_nodes_are_not_asked_for_sums_yet(tmp_path: Path) -> None:
     config = summing()
     with pytest.raises(PrivacyError, match="built for simulations so far"):

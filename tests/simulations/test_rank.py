@@ -139,6 +139,7 @@ def test_a_spent_budget_refuses_the_ranking(config, capsys, caplog, tmp_path):
         (["--private", "--epsilon", "nan"], 2, "--private needs --epsilon"),
         (["--epsilon", "1"], 2, "belong to --private"),
         (["--private", "--epsilon", "9"], 3, "at most privacy.epsilon = 8"),
+        (["--private", "--epsilon", "1", "--set", "privacy.trust=secagg"], 3, "adds all noise at each node"),
         (["--candidate", "vectors/nothing.txt"], 2, "nothing.txt"),
     ],
 )
