@@ -185,11 +185,13 @@ def _node_log(folder: Path) -> Iterator[None]:
     handler = logging.FileHandler(folder / "nodes.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("fedgraft.node")
+    propagates = log.propagate
     log.addHandler(handler)
     log.propagate = False
     try:
         yield
     finally:
+        log.propagate = propagates
         log.removeHandler(handler)
         handler.close()
 
