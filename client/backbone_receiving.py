@@ -122,7 +122,7 @@ def _is_wanted(contents: Contents, folder: Path) -> bool:
 
 
 def _is_whole(folder: Path, digest: str) -> bool:
-    """Whether a backbone is there; one that was changed since is deleted."""
+    """Whether a backbone is there; one that was changed since is deleted, and so is the note that a crash left."""
     place = place_of(folder, digest)
     if not place.is_dir():
         return False
@@ -132,6 +132,7 @@ def _is_whole(folder: Path, digest: str) -> bool:
         whole = False
     if not whole:
         shutil.rmtree(place)
+    note_of(folder, digest).unlink(missing_ok=True)
     return whole
 
 

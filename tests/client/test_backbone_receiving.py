@@ -323,6 +323,14 @@ def test_killed_at_any_moment_it_goes_on(parcel: Parcel, folder: Path) -> None:
     assert arrived(folder, parcel)
 
 
+def test_killed_once_all_was_there_nothing_is_left_over(parcel: Parcel, folder: Path) -> None:
+    receive_all(parcel, folder)
+    note_of(folder, parcel.contents.digest).write_text("{}")
+    assert not arrived(folder, parcel)
+    assert receive(ask(parcel), folder).received == parcel.contents.total
+    assert arrived(folder, parcel)
+
+
 def test_a_paused_node_takes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(places.NODE_FOLDER, str(folder))
     (folder / NODE_TOML).write_text(CONFIG)
