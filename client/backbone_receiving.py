@@ -26,6 +26,7 @@ from client.sent_backbones import (
     box_of,
     check_kind,
     discard,
+    forget_note,
     note_of,
     place_of,
 )
@@ -132,7 +133,7 @@ def _is_whole(folder: Path, digest: str) -> bool:
         whole = False
     if not whole:
         shutil.rmtree(place)
-    note_of(folder, digest).unlink(missing_ok=True)
+    forget_note(folder, digest)
     return whole
 
 
@@ -227,7 +228,7 @@ def _finish(folder: Path, contents: Contents) -> None:
     durable.sync_folder(box)
     box.rename(place)
     durable.sync_folder(place.parent)
-    note_of(folder, contents.digest).unlink()
+    forget_note(folder, contents.digest)
     log.warning("the backbone %s has come, %d bytes, each as its digest says", contents.digest, contents.total)
 
 

@@ -93,8 +93,16 @@ def delete_sent(folder: Path, digest: str) -> bool:
 
 def discard(folder: Path, digest: str) -> None:
     """Delete what has come of a package that is not whole."""
-    note_of(folder, digest).unlink(missing_ok=True)
+    forget_note(folder, digest)
     shutil.rmtree(box_of(folder, digest), ignore_errors=True)
+
+
+def forget_note(folder: Path, digest: str) -> None:
+    """Delete the note of how far a package is, and what a process left that was killed while it wrote one."""
+    note = note_of(folder, digest)
+    note.unlink(missing_ok=True)
+    for left in note.parent.glob(f".{note.name}.*"):
+        left.unlink(missing_ok=True)
 
 
 def _changed(place: Path) -> ConfigError:

@@ -263,6 +263,7 @@ def test_a_crash_between_the_check_and_the_rename_or_after_it_costs_nothing(parc
     receive_all(parcel, folder)
     note, text = note_of(folder, digest), json.dumps({"files": parcel.contents.files, "held": total})
     note.write_text(text)
+    (note.parent / f".{note.name}.half").write_text(text[:9])  # of a process killed while it wrote the note
     assert not arrived(folder, parcel)
     assert receive(ask(parcel), folder).received == total  # after it
     assert arrived(folder, parcel)

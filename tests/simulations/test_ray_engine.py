@@ -43,6 +43,11 @@ def epsilons(folder: Path) -> dict[str, float]:
     return found
 
 
+def interruptible() -> None:
+    """Hear Ctrl-C, which what a shell started in the background does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def strike(command: list[str], folder: Path, blow: signal.Signals, moment: Callable[[], object]) -> int:
     """Run a module, with a feature cache of its own, until a moment; end it; return its status.
 
@@ -52,7 +57,12 @@ def strike(command: list[str], folder: Path, blow: signal.Signals, moment: Calla
     with (
         folder.with_name("said").open("a+") as said,
         subprocess.Popen(
-            [sys.executable, "-m", *command], env=environment, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT
+            [sys.executable, "-m", *command],
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            preexec_fn=interruptible,
         ) as child,
     ):
         assert wait_until(lambda: moment() or child.poll() is not None)
