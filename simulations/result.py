@@ -191,8 +191,7 @@ def _of_sums(terms: PrivacyTerms, statements: Mapping[str, Statement]) -> dict[s
         "dropouts": terms.dropouts,
         "colluders": terms.colluders,
         "epsilon_against_model_per_node": {
-            name: epsilon_against_model(terms, min(statement.steps, terms.rounds))
-            for name, statement in statements.items()
+            name: epsilon_against_model(terms, statement.steps) for name, statement in statements.items()
         },
     }
 

@@ -58,7 +58,7 @@ STAGES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("clipped sum", client.training, ("clipped_sum",)),
     ("noise", client.training, ("noisy_gradient",)),
     ("head and step", client.training, ("private_update", "trained_head")),
-    ("plan and digest", client.training, ("_accept", "arrays_digest")),
+    ("plan and digest", client.training, ("accepted", "arrays_digest")),
     ("features", client.home, ("_simulated_records",)),
     ("features", client.home.Records, ("take",)),
     ("ledger reserve", client.ledger.Ledger, ("reserve",)),

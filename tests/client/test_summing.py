@@ -20,7 +20,7 @@ from common.config import to_flat
 from common.errors import BudgetSpentError, ConfigError, PrivacyError, ProtocolError
 from common.heads import build_head, head_arrays
 from common.messages import Hello, SumAnswer, SumTask, TrainTask
-from common.privacy.accountant import epsilon_by_round
+from common.privacy.accountant import Event, epsilon_by_round, epsilon_pld
 from common.privacy.sums import epsilon_against_model, noise_shares, sum_run
 from common.secagg.messages import Stage
 from common.secagg.session import Session
@@ -81,6 +81,14 @@ def test_a_round_costs_what_one_trusted_server_would_and_less_against_the_model(
     terms = sums.offer.terms
     assert sums.spent() == epsilon_by_round(terms)[1]
     assert 0 < epsilon_against_model(terms, 1) < sums.spent()
+
+
+def test_rounds_that_were_begun_again_count_against_the_model_too(sums: Round) -> None:
+    """A ledger may hold more sums than the plan has rounds: a resumed run with another cohort charges a second one."""
+    terms = sums.offer.terms
+    events = [Event(terms.model_noise_multiplier, terms.sampling_rate, terms.rounds + 3)]
+    assert epsilon_against_model(terms, terms.rounds + 3) == epsilon_pld(events, terms.delta)
+    assert epsilon_against_model(terms, terms.rounds + 3) > epsilon_against_model(terms, terms.rounds)
 
 
 @pytest.mark.parametrize("stage", [Stage.KEYS, Stage.SHARES, Stage.VECTOR, Stage.AGREEMENT])
