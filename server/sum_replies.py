@@ -46,6 +46,8 @@ class KeptReplies:
             attempts.append(list(cohort))
             durable.write_bytes(self._attempts, json.dumps(attempts).encode())
         self.attempt = len(attempts)
+        self.before: list[list[str]] = attempts[:-1]
+        """Who was asked in earlier attempts, and may have paid for each."""
 
     def read(self, stage: Stage) -> tuple[dict[str, bytes], dict[str, str]] | None:
         """Replies and failures of a stage; None where it was not over.

@@ -19,7 +19,7 @@ from torch import Tensor
 from common import wire
 from common.errors import RoundDiscardedError
 from common.messages import Reason, SumTask
-from common.privacy.accountant import epsilon_by_round
+from common.privacy.accountant import epsilon_after
 from common.privacy.sums import noise_shares, sum_run
 from common.secagg.masks import word_type
 from common.secagg.messages import Stage
@@ -66,7 +66,9 @@ class SumRounds:
         found = self._sum(asking, _names(cohort))
         head = state.head if found is None else _step(state, plan, link, strategy, cohort, found)
         due = round_ % plan.evaluate_every == 0 or round_ == plan.rounds
-        participation = _count(state.participation, asking.may_have_paid)
+        participation: Mapping[str, int] = state.participation
+        for names in (*asking.kept.before, asking.may_have_paid):
+            participation = _count(participation, names)
         line = _line(asking, found, participation)
         if due:
             scores = evaluate(head)
@@ -189,7 +191,7 @@ def _line(asking: Asking, found: MaskedSum | None, participation: Mapping[str, i
         "round": asking.round,
         "accuracy": None,
         "loss": None,
-        "epsilon": epsilon_by_round(asking.plan.offer.terms)[max(participation.values(), default=0)],
+        "epsilon": epsilon_after(asking.plan.offer.terms, max(participation.values(), default=0)),
         "nodes": 0 if found is None else len(found.survivors),
         "failed": dict(sorted(failed.items())),
         **({"unfit": spoilt} if spoilt else {}),

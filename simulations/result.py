@@ -18,7 +18,7 @@ from common.config import BASELINES, RunConfig
 from common.data.federation import Federation
 from common.errors import PrivacyError
 from common.features import cached_backbone
-from common.privacy.accountant import epsilon_by_round
+from common.privacy.accountant import epsilon_after
 from common.privacy.plan import PrivacyTerms
 from common.privacy.statement import Statement
 from common.privacy.sums import epsilon_against_model
@@ -197,7 +197,7 @@ def _of_sums(terms: PrivacyTerms, statements: Mapping[str, Statement]) -> dict[s
 
 
 def _check_paid(statement: Statement, rounds: int, terms: PrivacyTerms) -> None:
-    if statement.epsilon < epsilon_by_round(terms)[rounds]:
+    if statement.epsilon < epsilon_after(terms, rounds):
         raise PrivacyError(
             f"the ledger of {statement.dataset_id} must hold the {rounds} rounds that the run counted, but it says "
             f"epsilon {statement.epsilon:.4g}, which is less; put the ledger back that was there, or run again"

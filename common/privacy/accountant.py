@@ -197,11 +197,13 @@ def epsilon_after(terms: PrivacyTerms, rounds: int) -> float:
 
     Args:
         terms: the plan's public constants.
-        rounds: from 0 to ``terms.rounds``.
+        rounds: from 0; more than ``terms.rounds`` where some were begun again and paid for twice.
 
     Returns:
         An upper bound, computed where ``epsilon_by_round`` computes its own.
     """
+    if rounds > terms.rounds:
+        return _rounds_epsilon(terms, rounds)
     points = _computed_rounds(terms)
     return _rounds_epsilon(terms, points[bisect_left(points, rounds)])
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from common.errors import PrivacyError
 from common.messages import ModelSpec
 from common.plan_file import plan_digest
-from common.privacy.accountant import Event, epsilon_after, epsilon_pld
+from common.privacy.accountant import epsilon_after
 from common.privacy.plan import NOISE_RANGE, PrivacyTerms
 from common.privacy.shares import Cohort, NoiseShares, largest_batch_of, server_event, share_out
 from common.secagg.session import SumRun, SumTerms
@@ -53,8 +53,6 @@ def epsilon_against_model(terms: PrivacyTerms, rounds: int) -> float:
         rounds: that a node was charged for; more than ``terms.rounds`` where some were begun again.
     """
     noise = min(NOISE_RANGE[1], terms.model_noise_multiplier)
-    if rounds > terms.rounds:
-        return epsilon_pld([Event(noise, terms.sampling_rate, rounds * terms.steps_per_round)], terms.delta)
     return epsilon_after(replace(terms, noise_multiplier=noise), rounds)
 
 

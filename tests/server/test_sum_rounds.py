@@ -30,6 +30,7 @@ from server.checkpoints import Checkpoint, RunStore, read_lines
 from server.coordinator import propose
 from server.rounds import learning_rate
 from server.run_folder import run_identity
+from server.sum_replies import KeptReplies
 from server.sum_rounds import MOST_DISCARDED
 from simulations.engine import InProcessGrid, run_in_process, task_identity
 from tests.federations import digest_of, small_config
@@ -258,3 +259,10 @@ def test_real_nodes_are_not_asked_for_sums_yet(tmp_path: Path) -> None:
     config = summing()
     with pytest.raises(PrivacyError, match="built for simulations so far"):
         server.app.run_deployed(config, InProcessGrid(client.app.app, config, range(4), tmp_path), tmp_path, {1: "a"})
+
+
+def test_who_was_asked_before_another_cohort_was_chosen_is_remembered(tmp_path: Path) -> None:
+    assert KeptReplies(tmp_path, 1, ["a", "b"]).before == []
+    assert KeptReplies(tmp_path, 1, ["a", "b"]).before == []
+    assert KeptReplies(tmp_path, 1, ["a", "c"]).before == [["a", "b"]]
+    assert KeptReplies(tmp_path, 2, ["a", "c"]).before == []
