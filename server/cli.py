@@ -145,7 +145,7 @@ def nodes(home: Home = None, as_json: AsJson = False) -> None:
     rows = [
         {
             "name": name,
-            "status": seen[node_id].status if node_id in seen else "unknown",
+            "status": seen.get(node_id, "unknown"),
             "node_id": node_id,
             "fingerprint": fingerprint,
             "removed": removed,

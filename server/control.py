@@ -1,31 +1,39 @@
-"""What the coordinator's commands ask of its SuperLink, through Flower's own command line."""
+"""What the coordinator's commands ask of its SuperLink, through Flower's own client of it (flwr is pinned for it).
+
+Flower's command line would start a Python of its own for each question: more than a second of a processor, also every
+few seconds of a run that is followed. Only a run is submitted by it, as it builds and checks the app's bundle.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
 from common.errors import ConfigError, FederationError
+from common.privacy.keys import load_public
+from common.supervisor import without_proxy
 from server.place import Place
 
 TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """How the SuperLink sees a node.
-
-    Attributes:
-        status: ``registered``, ``online``, ``offline`` or ``unregistered``.
-        since: when it became so, as Flower says it.
-    """
-
-    status: str
-    since: str
+UNKNOWN = "unknown"
 
 
 def register(place: Place, name: str, public_key: Path) -> int:
@@ -35,34 +43,83 @@ def register(place: Place, name: str, public_key: Path) -> int:
         ConfigError: the key is no public key, or in use already.
         FederationError: the SuperLink cannot be reached.
     """
-    return int(_flwr(place, "supernode", "register", str(public_key), "--name", name)["node-id"])
+    with _superlink(place) as superlink:
+        key = public_key_to_bytes(load_public(public_key))
+        return int(superlink.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
 
 
 def unregister(place: Place, node_id: int) -> None:
     """Let a node in no longer; errors as in ``register``."""
-    _flwr(place, "supernode", "unregister", str(node_id))
+    with _superlink(place) as superlink:
+        superlink.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
 
-def nodes_seen(place: Place) -> dict[int, Seen]:
-    """All registered nodes by Flower's id; errors as in ``register``."""
-    found = _flwr(place, "supernode", "list")["nodes"]
-    return {int(one["node-id"]): Seen(str(one["status"]).lower(), str(one.get("elapsed", ""))) for one in found}
+def nodes_seen(place: Place) -> dict[int, str]:
+    """``registered``, ``online``, ``offline`` or ``unregistered``, of every node that ever was, by Flower's id of it.
 
-
-def submit(place: Place, app: Path, config: Path) -> int:
-    """Start a run of an app folder with a flat run configuration; returns Flower's id of the run."""
-    return int(_flwr(place, "run", str(app), "coordinator", "--run-config", str(config))["run-id"])
+    Errors as in ``register``.
+    """
+    with _superlink(place) as superlink:
+        return {node.node_id: node.status.lower() for node in superlink.ListNodes(ListNodesRequest()).nodes_info}
 
 
 def run_status(place: Place, run_id: int) -> str:
-    """How a run stands, in Flower's words, such as ``running`` or ``finished:completed``."""
-    found = _flwr(place, "list", "coordinator", "--run-id", str(run_id))["runs"]
-    return str(found[0]["status"]) if found else "unknown"
+    """How a run stands, in Flower's words, such as ``running`` or ``finished:completed``; errors as in ``register``."""
+    with _superlink(place) as superlink:
+        try:
+            runs = superlink.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+        except httpx.HTTPStatusError as error:
+            if _code(error) == ApiErrorCode.RUN_ID_NOT_FOUND:
+                return UNKNOWN
+            raise
+    if run_id not in runs:
+        return UNKNOWN
+    status = runs[run_id].status
+    return f"{status.status}:{status.sub_status}" if status.sub_status else str(status.status)
 
 
 def stop_run(place: Place, run_id: int) -> None:
-    """Stop a run."""
-    _flwr(place, "stop", str(run_id), "coordinator")
+    """Stop a run; errors as in ``register``."""
+    with _superlink(place) as superlink:
+        superlink.StopRun(StopRunRequest(run_id=run_id))
+
+
+def submit(place: Place, app: Path, config: Path) -> int:
+    """Start a run of an app folder with a flat run configuration; returns Flower's id of the run.
+
+    Errors as in ``register``.
+    """
+    return int(_flwr(place, "run", str(app), "coordinator", "--run-config", str(config))["run-id"])
+
+
+@contextmanager
+def _superlink(place: Place) -> Iterator[ControlHttpClient]:
+    os.environ.update(without_proxy(os.environ))  # where Flower's client looks for one
+    address, ca = f"127.0.0.1:{place.config.control_port}", place.certificates.ca
+    try:
+        superlink = ControlHttpClient.from_server_address(
+            address, insecure=False, root_certificates=ca.read_bytes(), interceptors=()
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"expected the certificate of a CA in {ca}, it cannot be used ({error}); restore it"
+        ) from error
+    try:
+        yield superlink
+    except httpx.HTTPStatusError as error:
+        told = FlowerError.from_json(error.response.text)
+        raise ConfigError(f"the SuperLink refused: {told.message if told else error}"[:300]) from error
+    except httpx.TimeoutException as error:
+        raise FederationError("the SuperLink did not answer in time; see `fedgraft server status`") from error
+    except httpx.RequestError as error:
+        raise FederationError("the SuperLink cannot be reached; start it with `fedgraft server start`") from error
+    finally:
+        superlink.close()
+
+
+def _code(error: httpx.HTTPStatusError) -> int | None:
+    told = FlowerError.from_json(error.response.text)
+    return None if told is None else told.code
 
 
 def _flwr(place: Place, *arguments: str) -> dict[str, Any]:

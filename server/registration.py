@@ -134,7 +134,7 @@ def _settle(place: Place) -> None:
     except (OSError, ValidationError) as error:
         raise ConfigError(f"expected a registration in {path}, got a damaged file; restore or remove it") from error
     seen = nodes_seen(place)
-    new = [node_id for node_id in seen if node_id not in pending.before and seen[node_id].status != GONE]
+    new = [node_id for node_id in seen if node_id not in pending.before and seen[node_id] != GONE]
     if new:  # one: commands are alone
         _conclude(place, pending, new[0])
     path.unlink(missing_ok=True)
@@ -165,5 +165,5 @@ def _shut_out(place: Place, name: str, but: int | None = None) -> None:
     gone = [one.node_id for one in removed_nodes(place) if one.name == name and one.node_id != but]
     seen = nodes_seen(place) if gone else {}
     for node_id in gone:
-        if node_id in seen and seen[node_id].status != GONE:
+        if node_id in seen and seen[node_id] != GONE:
             unregister(place, node_id)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListNodesResponse,
+    RegisterNodeRequest,
+    RegisterNodeResponse,
+    UnregisterNodeRequest,
+)
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.error.catalog import API_ERROR_MAP
 
 from common.errors import ConfigError
 from common.privacy.keys import fingerprint, openssh
@@ -19,33 +33,51 @@ from server.run_folder import NODES as RUN_NODES
 from server.run_folder import named_nodes
 from server.submission import _reach_registered
 
-FLWR = """#!{python} -IS
-import fcntl, json, sys
-from pathlib import Path
-path = Path({state!r})
-with open({state!r} + ".lock", "w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    nodes = json.loads(path.read_text()) if path.exists() else {{}}
-    action, argument = sys.argv[2], sys.argv[3]
-    said = {{"success": True}}
-    if action == "register":
-        key = Path(argument).read_text().split()[1]
-        if key in [one["key"] for one in nodes.values()]:
-            said = {{"success": False, "error-message": "Public key already in use"}}
-        else:
-            said["node-id"] = str(100 + len(nodes))
-            nodes[said["node-id"]] = {{"key": key, "status": "registered"}}
-    elif action == "unregister":
-        if nodes.get(argument, {{}}).get("status") != "registered":
-            said = {{"success": False, "error-message": "not found"}}
-        else:
-            nodes[argument]["status"] = "unregistered"
-    else:
-        said["nodes"] = [{{"node-id": name, "status": one["status"]}} for name, one in nodes.items()]
-    path.write_text(json.dumps(nodes))
-print(json.dumps(said))
-sys.exit(0 if said["success"] else 1)
-"""
+
+class StandIn:
+    """What Flower's client does at a SuperLink, done to a file instead."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def RegisterNode(self, request: RegisterNodeRequest) -> RegisterNodeResponse:  # noqa: N802 (Flower's name)
+        with self._nodes() as nodes:
+            key = request.public_key.hex()
+            if key in [one["key"] for one in nodes.values()]:
+                raise refusal(ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE)
+            node_id = 100 + len(nodes)
+            nodes[str(node_id)] = {"key": key, "status": "registered"}
+        return RegisterNodeResponse(node_id=node_id)
+
+    def UnregisterNode(self, request: UnregisterNodeRequest) -> None:  # noqa: N802 (Flower's name)
+        with self._nodes() as nodes:
+            if nodes.get(str(request.node_id), {}).get("status") != "registered":
+                raise refusal(ApiErrorCode.NODE_NOT_FOUND)
+            nodes[str(request.node_id)]["status"] = "unregistered"
+
+    def ListNodes(self, request: ListNodesRequest) -> ListNodesResponse:  # noqa: N802 (Flower's name)
+        with self._nodes() as nodes:
+            listed = [NodeInfo(node_id=int(name), status=one["status"]) for name, one in nodes.items()]
+        return ListNodesResponse(nodes_info=listed)
+
+    def close(self) -> None:
+        pass
+
+    @contextmanager
+    def _nodes(self) -> Iterator[dict[str, dict[str, str]]]:
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            nodes = json.loads(self._path.read_text()) if self._path.exists() else {}
+            yield nodes
+            self._path.write_text(json.dumps(nodes))
+
+
+def refusal(code: ApiErrorCode) -> httpx.HTTPStatusError:
+    """What Flower's client raises."""
+    told = API_ERROR_MAP[code]
+    request = httpx.Request("POST", "https://127.0.0.1")
+    body = FlowerError(code, "").to_json(told.public_message)
+    return httpx.HTTPStatusError("", request=request, response=httpx.Response(int(told.http_status_code), json=body))
 
 
 class CrashError(BaseException):
@@ -54,12 +86,12 @@ class CrashError(BaseException):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    program = tmp_path / "bin" / "flwr"
-    program.parent.mkdir()
-    program.write_text(FLWR.format(python=sys.executable, state=str(tmp_path / "state.json")))
-    program.chmod(0o755)
-    monkeypatch.setattr(Place, "environment", lambda _: {"PATH": str(program.parent)})
-    return Place(tmp_path, ServerConfig(names=["127.0.0.1"]))
+    there = StandIn(tmp_path / "state.json")
+    monkeypatch.setattr(ControlHttpClient, "from_server_address", lambda *_, **__: there)
+    made = Place(tmp_path, ServerConfig(names=["127.0.0.1"]))
+    made.certificates.ca.parent.mkdir()
+    made.certificates.ca.touch()
+    return made
 
 
 def key(place: Place, name: str) -> Path:
@@ -69,7 +101,7 @@ def key(place: Place, name: str) -> Path:
 
 
 def statuses(place: Place) -> dict[int, str]:
-    return {node_id: seen.status for node_id, seen in control.nodes_seen(place).items()}
+    return control.nodes_seen(place)
 
 
 def test_a_node_gets_another_key_and_the_old_one_is_shut_out(place: Place) -> None:
