@@ -29,6 +29,7 @@ from common.sealing import Seal, SealBrokenError
 
 PLAIN, SEALED = ".safetensors", ".sealed"
 SEALED_PART_BYTES = 64 * 2**20  # of features in one sealed segment: what is decrypted beside the result
+_HEX = np.array([f"{byte:02x}" for byte in range(256)], dtype="S2")
 
 
 def as_keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
@@ -264,7 +265,8 @@ def _check_memory(wanted: int) -> None:
 
 def _sortable(keys: NDArray[np.void]) -> NDArray[np.bytes_]:
     # "S32" would drop trailing zero bytes when comparing, so that two records could meet: hex digits cannot
-    return np.array([key.tobytes().hex() for key in keys], dtype="S64")
+    digits = _HEX[np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), keys.itemsize)]
+    return digits.view(f"S{2 * keys.itemsize}").reshape(len(keys))
 
 
 def _sort_keys(keys: list[NDArray[np.void]]) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
