@@ -33,10 +33,11 @@ demo: $(DEMO_READY)
 	@rm -rf runs/.demo-replaced
 	$(BIN)/fedgraft simulate simulations/configs/digits.toml --out runs/demo
 
-# A federation of processes mostly waits: it is tested beside all the other tests.
-test: check
+# A federation of processes mostly waits: it is tested beside the checks and all the other tests.
+test: $(TEST_READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment tests/faults & hospitals=$$!; trap 'kill $$hospitals' INT TERM; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore tests/deployment --ignore tests/faults; status=$$?; \
+	$(MAKE) --no-print-directory check || { kill $$hospitals; wait; exit 1; }; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/deployment --ignore tests/faults; status=$$?; \
 	wait $$hospitals && exit $$status
 
 check: $(TEST_READY)

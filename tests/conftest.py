@@ -6,6 +6,7 @@ import atexit
 import os
 import tempfile
 
+import pytest
 from hypothesis import settings
 
 from common.places import CACHE
@@ -18,3 +19,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the variable
     _cache = tempfile.TemporaryDirectory(prefix="fedgraft-tests-")
     atexit.register(_cache.cleanup)
     os.environ[CACHE] = _cache.name
+
+
+LONGEST = ("test_ray_engine.py", "test_packaging.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes: at the end, one worker would wait for it."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

@@ -23,11 +23,11 @@ def left_behind(run_folder: Path) -> list[str]:
     return found
 
 
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_S) -> bool:
-    """Wait for something to become true; tell whether it did."""
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_S, look_s: float = 0.01) -> bool:
+    """Wait for something to become true, looking after each pause; tell whether it did."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
+        time.sleep(look_s)
     return bool(condition())
 
 

@@ -26,6 +26,7 @@ from common.supervisor import supervisor_of
 from tests.processes import wait_until
 
 BACKBONE = "pixels/8"
+LOOK_S = 0.2
 PRIVACY = {
     "epsilon": 4.0,
     "delta": 1e-5,
@@ -62,7 +63,7 @@ class Hospitals:
         ports = ("--port", str(free_port()), "--control-port", str(free_port()))
         self.run("server", "init", "--name", "127.0.0.1", "--bind", "127.0.0.1", *ports, home=self.server)
         self.start("server", self.server)
-        assert wait_until(lambda: self._answers())
+        assert wait_until(self._answers, look_s=LOOK_S)
 
     def admit(self, name: str, data: Path, *, epsilon: float = 8.0, approve: bool = True) -> Path:
         """Make a node, let it in, and return its folder; it is not started."""
@@ -88,7 +89,7 @@ class Hospitals:
 
     def online(self, names: Sequence[str]) -> bool:
         """Wait until these nodes are connected."""
-        return wait_until(lambda: set(names) <= self.connected())
+        return wait_until(lambda: set(names) <= self.connected(), look_s=LOOK_S)
 
     def connected(self) -> set[str]:
         """Names of the nodes that are connected."""

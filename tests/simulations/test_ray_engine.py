@@ -69,14 +69,15 @@ def strike(command: list[str], folder: Path, blow: signal.Signals, moment: Calla
         child.send_signal(blow)
         child.wait()
     print(folder.with_name("said").read_text(), file=sys.stderr)
-    assert wait_until(lambda: not left_behind(folder)), left_behind(folder)
+    assert wait_until(lambda: not left_behind(folder), look_s=0.2), left_behind(folder)
     assert not (folder / "result.json").exists()
     return child.returncode
 
 
 @pytest.mark.slow
 def test_after_any_blow_a_run_goes_on_in_either_engine_to_the_same_head(tmp_path):
-    config = written(tmp_path, model={"head": "mlp", "hidden": 8}, federation={"rounds": 40})
+    model = {"backbone": "pixels/8", "head": "mlp", "hidden": 8}
+    config = written(tmp_path, model=model, federation={"rounds": 40}, privacy={"sampling_rate": 0.1})
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "struck"
     log, on_ray = folder / "rounds.jsonl", ["fedgraft", "simulate", "--resume", str(folder), "--engine", "ray"]
