@@ -32,10 +32,10 @@ from client.approvals import read_approvals
 from client.channel import create_channel
 from client.contact import noting
 from client.gateway import Gateway
+from client.pace import Pace
 from common.errors import ConfigError
 from common.short_waits import wait_less
 
-POLL_S = 0.2
 RECEIVE, GET_FAB = 1, 4  # their places among what Flower's connection gives
 
 command = importlib.import_module("flwr.supernode.cli.flower_supernode")  # the package hides it behind its function
@@ -77,10 +77,14 @@ def patch(folder: Path) -> None:
             yield tuple(given)
 
     gateway, receive_one, answer_all = Gateway(folder), flower._pull_and_store_message, flower._push_messages
+    pace = Pace()
 
     def receive_and_remember(**parts: Any) -> int | None:
         ways = gateway.remembering(parts["receive"], parts["pull_object"], parts["object_store"])
-        return receive_one(**{**parts, "receive": ways[0], "pull_object": ways[1]})
+        run_id = receive_one(**{**parts, "receive": ways[0], "pull_object": ways[1]})
+        if run_id is not None:
+            pace.asked()
+        return run_id
 
     def answer_checked(**parts: Any) -> None:
         send = gateway.checked(parts["send"], parts["push_object"], parts["object_store"])
@@ -108,7 +112,7 @@ def patch(folder: Path) -> None:
         (flower, "_pull_and_store_message", receive_and_remember),
         (flower, "_push_messages", answer_checked),
         (flower, "_verify_fab", lambda fab, _: "valid_license" in fab.verifications),
-        (flower, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, POLL_S)))),
+        (flower, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(pace.wait_s(seconds)))),
         (command, "start_client_internal", start_with_approvals),
     ):
         if not hasattr(module, name):
