@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -21,29 +20,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from client.caps import check_terms, check_whole
-from common.durable import sync_folder
-from common.errors import BrokenChainError, BudgetSpentError, ConfigError, PrivacyError, ReleasedOnceError
+from client.ledger_file import SCHEMA, connect, create_file, make_schema_once, schema_version, sentences
+from common.errors import BudgetSpentError, ConfigError, PrivacyError, ReleasedOnceError
 from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
 from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
 
 __all__ = ["Ledger", "Reservation", "Spend", "Statement", "StoredReply"]
 
-LOCK_TIMEOUT_S = 30.0
-PAGES = 8  # of a file that one process holds alone, kept in memory; it may hold a thousand
 REMEMBERED_LEDGERS = 4096
 MOST_WORDS = 500  # characters of a name or a reason in the chain
-
-_SCHEMA = (
-    "CREATE TABLE entries (position INTEGER PRIMARY KEY, text TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
-    "CREATE TABLE replies (reservation INTEGER PRIMARY KEY, run_id TEXT NOT NULL, round INTEGER NOT NULL,"
-    " reply BLOB NOT NULL) STRICT",
-    "CREATE TRIGGER entries_no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
-    "CREATE TRIGGER entries_no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
-    "CREATE TRIGGER entries_no_replace BEFORE INSERT ON entries WHEN NEW.position <>"
-    " (SELECT COALESCE(MAX(position) + 1, 0) FROM entries) BEGIN SELECT RAISE(ABORT, 'append-only'); END",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
 
 _verified: OrderedDict[str, Balance] = OrderedDict()  # path -> balance of a chain verified by this process
 
@@ -121,10 +107,10 @@ class Ledger:
                 f"{delta!r}; choose finite ones"
             )
         key = str(path.absolute())
-        created = _create_file(path, durable)
+        created = create_file(path, durable)
         balance = Balance() if created else _verified.pop(key, Balance())
-        with _sentences(path):
-            ledger = cls(path, _connect(path, durable, alone), balance, durable, alone)
+        with sentences(path):
+            ledger = cls(path, connect(path, durable, alone), balance, durable, alone)
             try:
                 ledger._prepare(dataset_id, delta, epsilon_cap)
             except BaseException:
@@ -235,7 +221,7 @@ class Ledger:
         Raises:
             PrivacyError: the cap would be passed or was not signed off, or delta or unit are not the ledger's.
         """
-        with _sentences(self._path):
+        with sentences(self._path):
             self._balance.extend(fetch_entries(self._connection, self._balance.position))
         check_terms(self._balance, plan, self._cap_wanted)
         if whole:
@@ -243,7 +229,7 @@ class Ledger:
 
     def statement(self) -> Statement:
         """Say what was spent, other processes' charges included."""
-        with _sentences(self._path):
+        with sentences(self._path):
             if self._balance.forgotten:
                 self._recall()
             self._balance.extend(fetch_entries(self._connection, self._balance.position))
@@ -251,7 +237,7 @@ class Ledger:
 
     def contains(self, chain_head: str) -> bool:
         """Say whether the chain passed through this hash: an exported head that it lacks means a restored backup."""
-        with _sentences(self._path):
+        with sentences(self._path):
             return bool(self._connection.execute("SELECT 1 FROM entries WHERE hash = ?", (chain_head,)).fetchone())
 
     def verify(self) -> None:
@@ -260,11 +246,11 @@ class Ledger:
         Raises:
             PrivacyError: something is not as it was written.
         """
-        with _sentences(self._path):
+        with sentences(self._path):
             if self._connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise broken_chain("the file is damaged")
             triggers = self._connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-            if {sql for (sql,) in triggers} != {sql for sql in _SCHEMA if sql.startswith("CREATE TRIGGER")}:
+            if {sql for (sql,) in triggers} != {sql for sql in SCHEMA if sql.startswith("CREATE TRIGGER")}:
                 raise broken_chain("the triggers that keep it append-only were changed")
             fresh = Balance()
             fresh.extend(fetch_entries(self._connection))
@@ -289,7 +275,7 @@ class Ledger:
         """Bring the balance up to date, writing only where there is something to write."""
         if self._balance.position > 0:
             self._catch_up()
-        elif _schema_version(self._connection) == SCHEMA_VERSION:
+        elif schema_version(self._connection) == SCHEMA_VERSION:
             self._balance.extend(fetch_entries(self._connection))
         if self._balance.position == 0:
             self._found(dataset_id, delta, epsilon_cap)
@@ -376,11 +362,11 @@ class Ledger:
     def _transaction(self) -> Iterator[None]:
         """Hold the file alone, with the balance brought up to date; all or nothing, in the file and in memory."""
         before = -1
-        with _sentences(self._path):
+        with sentences(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 if self._balance.position == 0:
-                    _make_schema_once(self._connection)
+                    make_schema_once(self._connection)
                 if not self._current:
                     self._balance.extend(fetch_entries(self._connection, self._balance.position))
                     self._current = self._alone
@@ -404,52 +390,6 @@ class Ledger:
                 raise broken_chain(f"the reply kept for entry {position} is not the one that was committed")
 
 
-def _create_file(path: Path, durable: bool) -> bool:
-    """Make an empty file that only its owner can read; False where there was one, which is closed to others too."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        if durable:
-            sync_folder(path.parent)
-    except FileExistsError:
-        path.chmod(0o600)
-        return False
-    except OSError as error:
-        raise ConfigError(
-            f"the ledger {path} must be in a folder that can be written, got: {error.strerror}; choose another place"
-        ) from error
-    return True
-
-
-def _connect(path: Path, durable: bool, alone: bool) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
-    try:
-        if alone:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute(f"PRAGMA cache_size = {PAGES}")
-        # With FULL, TRUNCATE syncs the emptied journal; DELETE would leave its removal to the next power cut.
-        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-        # Without any syncing, PERSIST ends a transaction with one write to the journal's head, and is as safe.
-        connection.execute(f"PRAGMA journal_mode = {'TRUNCATE' if durable or not alone else 'PERSIST'}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _schema_version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _make_schema_once(connection: sqlite3.Connection) -> None:
-    version = _schema_version(connection)
-    if version == SCHEMA_VERSION:
-        return
-    if version != 0 or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-        raise broken_chain(f"the file is no ledger of format {SCHEMA_VERSION}")
-    for statement in _SCHEMA:
-        connection.execute(statement)
-
-
 def _reserve_body(charge: Charge, plan: PrivacyPlan) -> dict[str, Any]:
     run_id, round, head = charge.spend
     steps = plan.terms.steps_per_round
@@ -461,32 +401,3 @@ def _remember(key: str, balance: Balance) -> None:
     _verified.move_to_end(key)
     while len(_verified) > REMEMBERED_LEDGERS:
         _verified.popitem(last=False)
-
-
-@contextmanager
-def _sentences(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours, and say which ledger is broken.
-
-    What can be helped is a ConfigError, a damaged file is a PrivacyError.
-    """
-    try:
-        yield
-    except BrokenChainError as error:
-        named = str(error) if path.name in str(error) else f"{path.name}: {error}"
-        raise BrokenChainError(named) from error
-    except (sqlite3.Error, UnicodeError) as error:  # SQLite quotes a damaged schema in its message, undecoded
-        reason = _HELP.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-        if reason is None:
-            raise broken_chain(f"{path} cannot be read as a ledger ({error})") from error
-        raise ConfigError(f"the ledger {path} must be writable, got: {error}; {reason}, then run again") from error
-
-
-_HELP = {
-    sqlite3.SQLITE_BUSY: "wait for the other process that uses it to end",
-    sqlite3.SQLITE_LOCKED: "wait for the other process that uses it to end",
-    sqlite3.SQLITE_FULL: "free some disk space",
-    sqlite3.SQLITE_IOERR: "free some disk space or replace the disk",
-    sqlite3.SQLITE_READONLY: "make it writable",
-    sqlite3.SQLITE_PERM: "make it writable",
-    sqlite3.SQLITE_CANTOPEN: "make it readable and writable",
-}
