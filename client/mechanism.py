@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.clipping import ClippedSum, clip_factors, unreduced
+from client.clipping import ClippedSum, clip_factors
 from client.deep_heads import deep_clipped_sum
+from client.mlp_sums import is_mlp, mlp_clipped_sum
+from client.slopes import slopes_along, unit_by_unit
 from client.token_sums import token_clipped_sum
 from common.errors import PrivacyError
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
-from common.tasks import PerUnitLoss, classification_loss
+from common.tasks import PerUnitLoss
 from common.token_heads import TokenLinear
 
 __all__ = ["ClippedSum", "clipped_sum", "noisy_gradient"]
@@ -23,8 +24,9 @@ def clipped_sum(
 ) -> ClippedSum:
     """Sum the gradients of all units, each scaled down to an L2 norm of at most ``clipping_norm``.
 
-    A linear head with one feature vector a unit takes a closed form that stores no per-sample gradient; every other
-    head takes the gradient of each unit by itself. Norms and sums are float64, and ``head`` is left untouched.
+    Heads of one or two linear layers, with one feature vector a unit, take a closed form that stores no per-sample
+    gradient; every other head takes the gradient of each unit by itself. Norms and sums are float64, and ``head`` is
+    left untouched.
 
     Args:
         head: maps (B, ...) features to (B, ...) logits; frozen parameters are skipped, dropout is off.
@@ -45,6 +47,8 @@ def clipped_sum(
     check_clipping_norm(clipping_norm)
     if type(head) is nn.Linear and features.dim() == 2:
         return _linear_clipped_sum(head, loss, features, targets, clipping_norm)
+    if features.dim() == 2 and is_mlp(head):
+        return mlp_clipped_sum(head, loss, features, targets, clipping_norm)
     if type(head) is TokenLinear:
         return token_clipped_sum(head, loss, features, targets, clipping_norm)
     return deep_clipped_sum(head, loss, features, targets, clipping_norm)
@@ -114,24 +118,7 @@ def _linear_clipped_sum(
 def logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets: Tensor) -> Tensor:
     """Slope of each record's loss along its logits, shape (B, K), from float64 inputs (B, D); each by itself."""
     with torch.no_grad():
-        logits = _unit_by_unit(inputs, head.weight.double())
+        logits = unit_by_unit(inputs, head.weight.double())
         if head.bias is not None:
             logits = logits + head.bias.double()
-        if loss is classification_loss:  # its slope is known: no graph has to be built
-            slopes = logits.softmax(dim=1)
-            slopes[torch.arange(len(targets)), targets] -= 1.0
-            return slopes
-    with torch.enable_grad():
-        logits.requires_grad_(True)
-        losses = unreduced(loss(logits, targets), len(inputs))
-        return torch.autograd.grad(losses.sum(), logits)[0]
-
-
-def _unit_by_unit(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Products (B, K) of inputs (B, D) and weights (K, D), one small product a unit.
-
-    In one large product a unit's last bits depend on how many others there are, and weights chosen by a server, two
-    rows that are the same up to their order, can turn a last bit into another gradient.
-    """
-    with np.errstate(all="ignore"):  # what is not finite is counted later
-        return torch.from_numpy(np.matmul(inputs.numpy()[:, None, :], weight.numpy().T)[:, 0, :])
+        return slopes_along(logits, loss, targets)

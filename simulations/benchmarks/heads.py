@@ -34,6 +34,7 @@ def main() -> None:
     titles = ("head", "trained", "ours", "without noise", "Opacus", "its ghost clipping", "vmap", "ours / Opacus")
     table = Table(*titles, title=f"processor seconds for a step of {UNITS} records on one thread, best of {REPEATS}")
     torch.set_num_threads(1)
+    table.add_row("MLP of width 64, d = 768", *_row(build_head("mlp", 768, CLASSES, hidden=64), ((768,),)))
     for name, make in {"resnet18 layer4, 64 px": _resnet, "BERT block, d = 384, T = 128": _bert}.items():
         upper, layout = make()
         for train in ("all", "adapters"):
@@ -51,7 +52,7 @@ def _row(head: nn.Module, layout: Layout) -> list[str]:
     makers = (_ours, _unnoised, _opacus, _ghost, _vmap)
     seconds = [_best(make(head, features, targets)) for make in makers]
     trained = sum(value.numel() for value in head.parameters() if value.requires_grad)
-    return [f"{trained:,}", *[f"{value:.3f}" for value in seconds], f"{seconds[0] / seconds[2]:.2f}"]
+    return [f"{trained:,}", *[f"{value:.2g}" for value in seconds], f"{seconds[0] / seconds[2]:.2f}"]
 
 
 def _best(step: Step) -> float:
