@@ -6,6 +6,7 @@ deadline and sets no keep-alive, so that its SuperNode would wait for an answer 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import grpc
@@ -16,6 +17,14 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", ANSWER_MS),
     ("grpc.http2.ping_timeout_ms", ANSWER_MS),  # what counts in today's gRPC; a minute otherwise
 )
+REPEATED = {
+    "maxAttempts": 5,  # gRPC's most
+    "initialBackoff": "1s",
+    "maxBackoff": "10s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["INTERNAL", "UNKNOWN"],  # deliberate refusals of Flower's have other codes
+}
+CALLS = (("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": REPEATED}]})),)
 
 
 def create_channel(
@@ -27,6 +36,8 @@ def create_channel(
 ) -> grpc.Channel:
     """Flower's ``create_channel``, with TLS always, asking after ``SILENCE_MS`` whether the other end is there.
 
+    A call that is answered with an error of the coordinator's own is repeated as ``REPEATED`` says.
+
     Raises:
         ValueError: TLS is not wanted, or there is no certificate.
     """
@@ -37,5 +48,5 @@ def create_channel(
         ("grpc.max_receive_message_length", max_message_length),
     ]
     credentials = grpc.ssl_channel_credentials(root_certificates)
-    channel = grpc.secure_channel(server_address, credentials, options=[*sizes, *OPTIONS])
+    channel = grpc.secure_channel(server_address, credentials, options=[*sizes, *OPTIONS, *CALLS])
     return grpc.intercept_channel(channel, *(interceptors or ()))

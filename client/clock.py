@@ -82,6 +82,16 @@ def measure_skew(
     return Skew(SYSTEM_TIME_TOLERANCE - low, EXACT_S + call_s, accepted)
 
 
+def signed(key: ec.EllipticCurvePrivateKey, moment: datetime) -> tuple[tuple[str, str | bytes], ...]:
+    """What Flower's SuperNode says of itself with each call: its key, the time, and its signature of that."""
+    stamp = moment.isoformat()
+    return (
+        (PUBLIC_KEY_HEADER, public_key_to_bytes(key.public_key())),
+        (TIMESTAMP_HEADER, stamp),
+        (SIGNATURE_HEADER, sign_message(key, stamp.encode("ascii"))),
+    )
+
+
 def _inside(accepts: Callable[[float], bool]) -> float | None:
     """A shift, in seconds, that is accepted; None within an hour."""
     steps = range(1, int(FARTHEST_S / TIMESTAMP_TOLERANCE) + 1)
@@ -102,14 +112,12 @@ def _asking(
         )
 
         def accepts(shift_s: float) -> bool:
-            stamp = (now() + timedelta(seconds=shift_s)).isoformat()
-            metadata = (
-                (PUBLIC_KEY_HEADER, public_key_to_bytes(key.public_key())),
-                (TIMESTAMP_HEADER, stamp),
-                (SIGNATURE_HEADER, sign_message(key, stamp.encode("ascii"))),
-            )
             try:
-                call(PullMessagesRequest(), metadata=metadata, timeout=TIMEOUT_S)
+                call(
+                    PullMessagesRequest(),
+                    metadata=signed(key, now() + timedelta(seconds=shift_s)),
+                    timeout=TIMEOUT_S,
+                )
             except grpc.RpcError as error:
                 said = {"Invalid timestamp": False, "Invalid node ID": True}
                 if error.code() == grpc.StatusCode.UNAUTHENTICATED and error.details() in said:

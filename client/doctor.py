@@ -25,6 +25,7 @@ from client.node_config import NodeConfig, load_node_config
 from client.node_folder import PAUSED, is_paused
 from client.own_node import ledger_file, open_own_ledger
 from client.own_records import OwnRecords, own_seal
+from client.registered import is_registered
 from client.sent_backbones import sent_reference
 from common.backbones.controls import load_reference
 from common.data.patients import numbered
@@ -74,6 +75,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("certificate", _certificate),
         ("server", _server),
         ("clock", _clock),
+        ("registered", _registered),
         ("contact", _contact),
         ("data", _data),
         ("cache", _cache),
@@ -146,11 +148,16 @@ def _server(folder: Path, config: NodeConfig) -> Finding:
     return Finding("server", shown.state, shown.words)
 
 
-def _clock(folder: Path, config: NodeConfig) -> Finding:
+def _reachable(config: NodeConfig) -> bool:
     try:
         with socket.create_connection(split(config.server.address), CONNECT_TIMEOUT_S):
-            pass
+            return True
     except OSError:
+        return False
+
+
+def _clock(folder: Path, config: NodeConfig) -> Finding:
+    if not _reachable(config):
         return Finding("clock", "note", "not measured: the coordinator cannot be reached")
     certificate = (folder / config.server.certificate).read_bytes()
     found = measure_skew(config.server.address, certificate, folder / KEY)
@@ -166,6 +173,15 @@ def _clock(folder: Path, config: NodeConfig) -> Finding:
     far = abs(found.ahead_s) > FAR_S + found.exact_to_s
     cure = "; set this machine's clock (NTP) before it is 5 s ahead, or 5 minutes behind" if far else ""
     return Finding("clock", "note" if far else "ok", words + cure)
+
+
+def _registered(folder: Path, config: NodeConfig) -> Finding:
+    if not _reachable(config):
+        return Finding("registered", "note", "not asked: the coordinator cannot be reached")
+    if is_registered(config.server.address, (folder / config.server.certificate).read_bytes(), folder / KEY):
+        return Finding("registered", "ok", "the coordinator knows this node's key")
+    cure = f"send it {KEY}.pub; if it was removed there, make a new one first (fedgraft node rotate-key)"
+    return Finding("registered", "fail", f"the coordinator does not let this node's key in; {cure}")
 
 
 def _contact(folder: Path, _: NodeConfig) -> Finding:

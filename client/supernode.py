@@ -25,12 +25,13 @@ from typing import Any
 from flwr.client.grpc_rere_client import connection
 from flwr.common.constant import SubStatus
 from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR, InMemoryNodeState
 
 from client.approvals import read_approvals
 from client.channel import create_channel
-from client.contact import noting
+from client.contact import enduring, noting
 from client.gateway import Gateway
 from client.pace import Pace
 from common.errors import ConfigError
@@ -108,6 +109,7 @@ def patch(folder: Path) -> None:
     for module, name, value in (
         (InMemoryNodeState, "finish_task", finish_and_answer),
         (connection, "create_channel", create_channel),
+        (connection, "HeartbeatSender", lambda beat: HeartbeatSender(enduring(beat))),
         (flower, "_init_connection", connected),
         (flower, "_pull_and_store_message", receive_and_remember),
         (flower, "_push_messages", answer_checked),

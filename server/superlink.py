@@ -20,6 +20,7 @@ from common.runtime_secret import secret_options
 from server.database import wait_longer
 from server.place import APPROVED, Place
 from server.reply_limits import MOST_OBJECT_BYTES, Limits, put_in
+from server.run_remains import delete_gently
 
 
 def programs(place: Place, health_port: int = 0) -> list[Program]:
@@ -60,4 +61,5 @@ if __name__ == "__main__":
     module.GRPC_MAX_MESSAGE_LENGTH = MOST_OBJECT_BYTES  # type: ignore[attr-defined]
     put_in(Limits())
     wait_longer()
+    delete_gently()
     flower_superlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import client.contact
-from client.contact import CONTACT, last_contact, noting
+from client.contact import CONTACT, enduring, last_contact, noting
 
 
 def test_an_answer_is_noted_and_a_failure_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +39,11 @@ def test_an_answer_is_noted_and_a_failure_is_not(tmp_path: Path, monkeypatch: py
         ask()
     assert last_contact(tmp_path) is None
     assert noting(lambda: "four", tmp_path / "none")() == "four"  # nothing can be noted, and nothing stops for it
+
+
+def test_a_heartbeat_that_fails_unexpectedly_is_one_that_was_missed() -> None:
+    def beat() -> bool:
+        raise RuntimeError("the database is locked")
+
+    assert enduring(beat)() is False
+    assert enduring(lambda: True)() is True
