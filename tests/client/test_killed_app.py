@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.supercore.object_store import ObjectStoreFactory
