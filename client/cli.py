@@ -195,6 +195,8 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         "epsilon_left": max(0.0, said.epsilon_cap - said.epsilon),
         "delta": said.delta,
         "unit": said.unit or config.privacy.unit,
+        "trusts": list(said.trusts),
+        "epsilon_against_model": said.epsilon_against_model,
         "accountant": said.accountant,
         "rounds": len(said.committed),
         "runs": runs,
@@ -210,8 +212,11 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     typer.echo(f"data set    {said.dataset_id}, declared size {config.data.declared_size}")
     typer.echo(
         f"epsilon     {said.epsilon:.4g} spent of {said.epsilon_cap:g}, {facts['epsilon_left']:.4g} left; at delta "
-        f"{said.delta:g}, one {facts['unit']}, local trust ({said.accountant})"
+        f"{said.delta:g}, one {facts['unit']}, {' and '.join(said.trusts) or 'no'} trust so far ({said.accountant})"
     )
+    if "secagg" in said.trusts:
+        typer.echo("            against the coordinator with the colluding nodes that the plans allow for;")
+        typer.echo(f"            {said.epsilon_against_model:.4g} against whoever sees the models and no node's noise")
     if config.privacy.max_epsilon > said.epsilon_cap:
         typer.echo(
             f"refusing    {config.privacy.max_epsilon:g} in node.toml: `fedgraft node ledger raise-cap` signs it off"

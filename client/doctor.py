@@ -27,6 +27,7 @@ from client.own_node import ledger_file, open_own_ledger
 from client.own_records import OwnRecords, own_seal
 from client.registered import is_registered
 from client.sent_backbones import sent_reference
+from client.sums_check import look_at_sums
 from common.backbones.controls import load_reference
 from common.data.patients import numbered
 from common.errors import BackboneMismatchError, FederationError
@@ -82,6 +83,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("ledger", _ledger),
         ("backbones", _backbones),
         ("apps", _apps),
+        ("sums", _sums),
         ("isolation", _isolation),
         ("disk", _disk),
         ("device", _device),
@@ -257,6 +259,10 @@ def _apps(folder: Path, _: NodeConfig) -> Finding:
     if not approved:
         return Finding("apps", "fail", "none is approved; run `fedgraft node approve app`")
     return Finding("apps", "ok", ", ".join(f"{digest[:12]} ({note})" for digest, note in approved.items()))
+
+
+def _sums(folder: Path, config: NodeConfig) -> Finding:
+    return Finding("sums", *look_at_sums(folder, config))
 
 
 def _isolation(folder: Path, config: NodeConfig) -> Finding:

@@ -36,9 +36,13 @@ from common.message_objects import message_from_objects
 
 WAIT_S = 600.0
 POLL_S = 0.02
-MOST_QUESTIONS = 4
+MOST_QUESTIONS = 16
+"""Open ones; a node has one of each run at a time, and those that the server no longer waits for."""
 SLACK_BYTES = 1 << 20
-"""By how much the objects of an answer may pass those of its question, or this many bytes alone."""
+"""By how much the objects of an answer may pass twice those of its question, or this many bytes alone.
+
+A masked vector has 8 bytes for each number of the head that came with its question, in which that has 4.
+"""
 
 Send = Callable[[Message, ObjectTree, float], tuple[set[str], str]]
 PushObject = Callable[[int, str, str, bytes], None]
@@ -113,7 +117,7 @@ class Gateway:
         try:
             size = sum(len(content) for content in contents.values())
             asked = message_from_objects(question.metadata.message_id, contents, math.inf)
-            most = size + SLACK_BYTES
+            most = 2 * size + SLACK_BYTES
             came = message_from_objects(tree.object_id, self._contents(tree, store, most), most)
             config = load_node_config(self._folder)
             speaker = Speaker(config.node.name, config.data.declared_size)

@@ -26,6 +26,7 @@ from client.ledger import Ledger
 from client.open_ledgers import OpenLedgers
 from client.policy import Policy
 from client.secagg_node import SumNode
+from client.secagg_record import SECAGG_RECORDS
 from common import places
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, source_features, source_targets
@@ -37,7 +38,7 @@ from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness,
 from common.privacy.statement import Balance
 from common.secagg.simulated import simulated_roster, simulated_sign
 
-NODE_LOG, SUMS = "nodes.log", "secagg"
+NODE_LOG = "nodes.log"
 _in_process: ContextVar[Path | None] = ContextVar("in_process", default=None)
 _kept_open: ContextVar[OpenLedgers | None] = ContextVar("kept_open", default=None)
 
@@ -199,7 +200,7 @@ def _simulated_node(flat: tuple[tuple[str, str | int | float | bool], ...], part
             name,
             simulated_sign(name),
             simulated_roster(federation.names),
-            run_folder / SUMS / name,
+            run_folder / SECAGG_RECORDS / name,
             durable=False,
         ),
         share_of_noise=lambda round_: _share_of_noise(config.federation.seed, name, round_),

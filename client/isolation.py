@@ -22,7 +22,7 @@ from common.supervisor import SUPERVISOR
 
 SOCKET = "supernode.sock"  # in the node's folder, where programs run; a whole path may be too long for a socket
 KEYS = ("node.key", "node.key.next")
-OWN = ("backbones", "cache", "flwr", "index")  # folders that apps write to, beside that of ledgers
+OWN = ("backbones", "cache", "flwr", "index", "secagg")  # folders that apps write to, beside that of ledgers
 TIMEOUT_S = 20.0
 LOOPBACK = "lo"
 NAMESPACES = ["--unshare-user", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]

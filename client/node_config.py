@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from common.config_mistakes import Expected, find_mistakes
 from common.config_schema import KEY_ROLES
 from common.errors import ConfigError
+from common.secagg.roster import MOST_NODES
+from common.secagg.session import LEAST_NODES
 
 NODE_TOML = "node.toml"
 
@@ -28,6 +30,7 @@ _Classes = Annotated[tuple[str, ...], Field(min_length=2), Expected("a list of a
 _Count = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
 _Positive = Annotated[float, Field(gt=0), Expected("a number above 0")]
 _NotNegative = Annotated[float, Field(ge=0), Expected("a number of at least 0")]
+Trust = Literal["local", "secagg"]
 _Fraction = Annotated[float, Field(gt=0, lt=1), Expected("a number above 0 and below 1")]
 
 
@@ -111,9 +114,24 @@ class PrivacySection(_Section):
     approved_plans_only: Annotated[bool, Expected("true or false")] = Field(
         False, description="Join only plans whose digest was approved by `fedgraft node approve plan`."
     )
+    trusts: Annotated[tuple[Trust, ...], Field(min_length=1), Expected('a list of "local", "secagg" or both')] = Field(
+        ("local",), description="Trust models of plans that may be joined."
+    )
+    min_nodes: Annotated[int, Field(ge=LEAST_NODES, le=MOST_NODES), Expected(f"a whole number from {LEAST_NODES}")] = (
+        Field(LEAST_NODES, description="Under secagg trust, plans whose sums are over fewer nodes are refused.")
+    )
+    min_colluders: Annotated[int, Field(ge=0, le=MOST_NODES), Expected("a whole number of at least 0")] = Field(
+        1, description="Under secagg trust, plans that allow for fewer colluders are refused; 0: hospitals are trusted."
+    )
     answer_after_s: _NotNegative = Field(
         0.0, description="Answers that records went into leave at a multiple of so many seconds; 0: at once."
     )
+
+    @field_validator("trusts", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        """TOML knows lists only."""
+        return tuple(value) if isinstance(value, list) else value
 
 
 class NodeConfig(_Section):

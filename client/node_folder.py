@@ -48,6 +48,9 @@ unit = {unit}                # what is protected as a whole: one "record", or on
 # max_clipping_norm = 10.0   # plans with a larger clipping norm are refused
 # partial = true             # join a plan that is too long, until the last round that fits
 # approved_plans_only = true # join only plans that `fedgraft node approve plan` approved
+# trusts = ["secagg"]        # trust models that may be joined; "secagg": this hospital's numbers are seen in sums only
+# min_nodes = 3              # secure sums over fewer nodes are refused
+# min_colluders = 1          # and so are those that hold against the coordinator with fewer hospitals than so many
 # answer_after_s = 60.0      # answers leave at a multiple of so many seconds: how long a round took is not seen
 # acknowledge_record_unit = true   # for the unit "record", where the data name patients
 """
@@ -127,7 +130,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def programs(folder: Path, config: NodeConfig, runtime_port: int, health_port: int = 0) -> list[Program]:
-    """What a node keeps running: the SuperNode, and the warm process that apps are forked from.
+    """What a node keeps running: the SuperNode, the warm process that apps are forked from, and who signs for them.
 
     Args:
         folder: of the node, absolute.
@@ -144,9 +147,11 @@ def programs(folder: Path, config: NodeConfig, runtime_port: int, health_port: i
         node += ["--health-server-address", f"127.0.0.1:{health_port}"]
     around, address = environment(folder), f"127.0.0.1:{runtime_port}"
     supernode, apps = Program("supernode", node, around), executor(folder, address)
+    signer = [sys.executable, "-m", "client.signer", str(folder)]
+    own = [supernode, *([Program("signer", signer, around)] if "secagg" in config.privacy.trusts else [])]
     if config.node.isolation == "none":
-        return [supernode, Program("apps", apps, around)]
-    carried = [supernode, Program("relay", relay(SOCKET, address), around)]
+        return [*own, Program("apps", apps, around)]
+    carried = [*own, Program("relay", relay(SOCKET, address), around)]
     if config.node.isolation == "container":  # there, `fedgraft node apps` is at work
         return carried
     return [*carried, Program("apps", confined(relay(address, SOCKET, apps), folder, config), around)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from client.approvals import read_approvals
@@ -10,7 +11,11 @@ from client.ledger import Ledger
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import check_awake
 from client.own_records import OwnRecords
+from client.peers import approved_peers
 from client.policy import Policy
+from client.secagg_node import SumNode
+from client.secagg_record import SECAGG_RECORDS
+from client.signer import ask_signer
 from common.errors import ConfigError
 from common.privacy.noise import SystemRandomness
 from common.privacy.statement import Balance, Statement
@@ -41,12 +46,18 @@ def open_own_node(folder: Path) -> Node:
             backbones=frozenset({*approvals.backbones, *approvals.sent}),
             partial=privacy.partial,
             plans=frozenset(approvals.plans) if privacy.approved_plans_only else None,
+            trusts=frozenset(privacy.trusts),
+            min_nodes=privacy.min_nodes,
+            min_colluders=privacy.min_colluders,
         ),
         simulated=False,
         open_ledger=lambda: open_own_ledger(folder, config),
         records=records.of,
         randomness=lambda _: (SystemRandomness(), SystemRandomness()),
         own=lambda model: approvals.own(model, folder),
+        sums=lambda: SumNode(
+            config.node.name, partial(ask_signer, folder), approved_peers(folder), folder / SECAGG_RECORDS
+        ),
         answer_after_s=privacy.answer_after_s,
     )
 

@@ -80,12 +80,15 @@ def _forget(folder: Path, config: NodeConfig, wanted: list[str]) -> None:
 
 
 def purge_cache(home: Home = None) -> None:
-    """Delete the features of all records; the next round computes them anew."""
+    """Delete the features of all records, which the next round computes anew, and secrets of sums never finished."""
     from client.own_records import forget_index
+    from client.secagg_record import SECAGG_RECORDS, forget_secrets
 
     folder = node_of(home)
     forget_index(folder)
     typer.echo(f"freed {_own_cache(folder).purge() / 2**20:,.1f} MiB")
+    if count := forget_secrets(folder / SECAGG_RECORDS):
+        typer.echo(f"removed the secrets of {count} secure sums; one that is under way goes on without this node")
 
 
 def cache_key(home: Home = None) -> None:

@@ -73,6 +73,18 @@ class SumNode:
         self._name, self._sign, self._peers = name, sign, peers
         self._folder, self._durable = folder, durable
 
+    def check_ready(self, nodes: int) -> None:
+        """Make sure, when a run is offered, that enough hospitals' keys are approved, this node's among them.
+
+        Raises:
+            PrivacyError: they are not.
+        """
+        if self._name not in self._peers.keys or len(self._peers.keys) < nodes:
+            raise PrivacyError(
+                f"sums over {nodes} nodes need the approved keys of so many, this node's own among them, there are "
+                f"{len(self._peers.keys)}; run `fedgraft node approve peers FILE` with all of them"
+            )
+
     def answer(self, stage: Stage, request: bytes, run: SumRun, values: Values) -> bytes:
         """Answer a request of the server's.
 

@@ -8,6 +8,7 @@ session is taken up again, as two sums over different survivors would differ by 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from common.secagg.keys import Secrets
 from common.secagg.messages import NodeKeys, Stage
 from common.secagg.session import Digest, Session
 from common.secagg.shamir import SHARE_BYTES
+
+SECAGG_RECORDS = "secagg"  # folder of them in a node's
 
 _STAGES = list(Stage)
 
@@ -73,6 +76,7 @@ class Kept(_Strict):
         members: the group's keys, once shares were sealed to them.
         held: sharer to its two shares, this node's own among them; nothing once shares were revealed.
         survivors: whom this node agreed to unmask.
+        closed: whether the secrets were removed before the session was over, so that it is answered no further.
     """
 
     session: Session
@@ -82,6 +86,16 @@ class Kept(_Strict):
     members: tuple[NodeKeys, ...] = ()
     held: dict[str, bytes] = {}
     survivors: tuple[str, ...] = ()
+    closed: bool = False
+
+    @property
+    def holds_secrets(self) -> bool:
+        """Whether a secret of a session lies here."""
+        return self.secrets is not None or bool(self.held) or bool(self.own_shares)
+
+    def without_secrets(self) -> Kept:
+        """This session, answered no further; what was answered stays, so that nothing is answered in another way."""
+        return self.model_copy(update={"secrets": None, "held": {}, "own_shares": b"", "closed": True})
 
     def answered(self, stage: Stage, request: bytes, reply: bytes) -> Kept:
         """This, and one more answer."""
@@ -102,6 +116,11 @@ class Kept(_Strict):
                 f"one request for {stage} is answered in round {self.session.round}, and another one came; refuse it, "
                 "and take the next round"
             )
+        if self.closed:
+            raise PrivacyError(
+                f"the secrets of round {self.session.round} were removed here, and it is answered no further; take the "
+                "next round"
+            )
         missing = [one for one in _STAGES[: _STAGES.index(stage)] if one not in self.answers]
         if missing:
             raise PrivacyError(
@@ -114,8 +133,8 @@ class Kept(_Strict):
 class SumRecord:
     """One run's file. Two processes may use it."""
 
-    def __init__(self, folder: Path, run_id: str, *, durable: bool = True) -> None:
-        stem = hashlib.sha256(run_id.encode()).hexdigest()[:32]
+    def __init__(self, folder: Path, run_id: str, *, durable: bool = True, stem: str | None = None) -> None:
+        stem = stem or hashlib.sha256(run_id.encode()).hexdigest()[:32]
         self._folder, self._durable = folder, durable
         self._path, self._vector, self._lock = (folder / f"{stem}.{end}" for end in ("json", "vector", "lock"))
 
@@ -180,3 +199,34 @@ class SumRecord:
     def forget_vector(self) -> None:
         """Remove the masked vector, which nobody needs once shares were revealed."""
         self._vector.unlink(missing_ok=True)
+
+
+def forget_secrets(folder: Path) -> int:
+    """Remove the secrets of all sessions that are not over; how many there were.
+
+    A session that is under way goes on without this node. What was answered stays known: nothing is answered twice.
+
+    Raises:
+        PrivacyError: a record cannot be read.
+        ConfigError: one cannot be written, or is in use for long.
+    """
+    count = 0
+    for path in sorted(folder.glob("[0-9a-f]*.json")):
+        record = SumRecord(folder, "", stem=path.stem)
+        with record.alone():
+            for left in folder.glob(f".{path.stem}.*"):  # a crash came before the rename
+                left.unlink()
+            kept = record.read()
+            if kept is not None and kept.holds_secrets:
+                record.keep(kept.without_secrets())
+                count += 1
+            record.forget_vector()
+    return count
+
+
+def count_secrets(folder: Path, older_s: float) -> int:
+    """Sessions whose secrets lie here, and to which nothing was written for so many seconds. Errors as above."""
+    before = time.time() - older_s
+    old = [path for path in folder.glob("[0-9a-f]*.json") if path.stat().st_mtime <= before]
+    kept = [SumRecord(folder, "", stem=path.stem).read() for path in old]
+    return sum(one is not None and one.holds_secrets for one in kept)

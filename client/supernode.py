@@ -65,6 +65,22 @@ def approved_only(get_fab: Callable[[str, int], Fab], folder: Path) -> Callable[
     return fetch
 
 
+def as_if_fetched(state: InMemoryNodeState, runs: set[int]) -> None:
+    """Have an app that was killed before it fetched its message count as one that did.
+
+    Flower answers for messages that were fetched; another would wait until the server gives it up, and would then be
+    handed to the app of the next one.
+    """
+    with state.lock_msg_store:
+        entries = [entry for entry in state.msg_store.values() if entry.message.metadata.run_id in runs]
+        answered = {entry.message.metadata.reply_to_message_id for entry in entries} - {""}
+        asked = [entry for entry in entries if not entry.message.metadata.reply_to_message_id]
+        if any(entry.is_retrieved and entry.message.metadata.message_id not in answered for entry in asked):
+            return
+        for message in state.get_messages(run_ids=list(runs), is_reply=False, limit=1):
+            state.record_message_processing_start(message.metadata.message_id)
+
+
 def patch(folder: Path) -> None:
     """Put the approval, the egress gate and the shorter wait into Flower's loop (flwr is pinned for it)."""
     connect = flower._init_connection
@@ -103,6 +119,7 @@ def patch(folder: Path) -> None:
         finished = finish(state, task_id, sub_status, details)
         if finished and sub_status == SubStatus.FAILED:
             runs = {task.run_id for task in state.get_tasks(task_ids=[task_id])}
+            as_if_fetched(state, runs)
             state._store_error_replies(runs, CLIENT_APP_CRASHED_ERROR)
         return finished
 

@@ -34,6 +34,8 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
     """
     own, plan = accepted(offer, node)
     make_head(own.model)  # cut, head and what of it is trained
+    if plan.terms.trust == "secagg":
+        node.sums().check_ready(plan.terms.nodes)
     untouched = node.untouched()
     if untouched is not None:
         check_whole(untouched, plan, offer.run_id)

@@ -14,7 +14,7 @@ from common import durable
 from common.backbones.parcel import parcel_of
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, held_by_server
-from common.errors import FederationError, PrivacyError
+from common.errors import FederationError
 from common.messages import EvaluateTask
 from common.secagg.simulated import simulated_roster
 from server.aggregation import build_strategy
@@ -23,7 +23,8 @@ from server.checkpoints import RunStore
 from server.coordinator import Proposal, propose
 from server.link import Link
 from server.outcome import conclude
-from server.rounds import PlayRound, RoundPlan, run_rounds
+from server.peers import peers_of
+from server.rounds import run_rounds
 from server.run_folder import (
     FAILURE,
     alone_in,
@@ -69,11 +70,6 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
     Raises:
         FederationError: as the parts raise it; what was saved stays.
     """
-    if config.privacy.trust != "local":
-        raise PrivacyError(
-            f"expected privacy.trust local for real nodes, came {config.privacy.trust}, which is built for simulations "
-            'so far; choose trust = "local"'
-        )
     federation = held_by_server(config)
     proposal = _begun(config, folder, federation)
     plan = replace(proposal.plan, nodes=len(named))
@@ -82,7 +78,8 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
     model = plan.offer.model
     join = joining(parcel_of(model.backbone, model.backbone_digest), folder)
     strategy = strategy_of(config)
-    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, join)
+    play = SumRounds(store, peers_of(folder)) if plan.offer.terms.trust == "secagg" else None
+    final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, join, play)
     conclude(folder, config, federation, replace(proposal, plan=plan), final)
 
 
@@ -102,16 +99,11 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
     plan = proposal.plan if nodes is None else replace(proposal.plan, nodes=nodes)
     strategy = strategy_of(config)
     link, store = Link(grid), RunStore(folder, plan.offer.run_id)
-    play = _play(plan, store)
+    play = SumRounds(store, simulated_roster) if plan.offer.terms.trust == "secagg" else None
     final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, play=play)
     if config.evaluation.node_metrics == "exact":
         accuracies = link.accuracies(EvaluateTask(plan.offer, final.head))
         durable.write_json(folder / "node_metrics.json", accuracies)
-
-
-def _play(plan: RoundPlan, store: RunStore) -> PlayRound | None:
-    """How a simulated round is played; None as usual."""
-    return SumRounds(store, simulated_roster) if plan.offer.terms.trust == "secagg" else None
 
 
 def _begun(config: RunConfig, folder: Path, federation: Federation) -> Proposal:

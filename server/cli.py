@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.new_ca_cli import new_ca
+from server.peers_cli import peers
 from server.plan_cli import plan
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Home = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 server.command("new-ca", epilog="Example: fedgraft server new-ca")(new_ca)
+server.command("peers", epilog="Example: fedgraft server peers --out peers.pub")(peers)
 server.command("plan", epilog="Example: fedgraft server plan xrays.toml --out plan.json")(plan)
 
 
@@ -217,9 +219,8 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         lines = read_lines(folder / ROUNDS)
         ended = "finished" if (folder / RESULT).exists() else "failed" if (folder / FAILURE).exists() else "unfinished"
         sent = round(bytes_sent(folder) / 1e6)
-        rows.append(
-            {"run": folder.name, "rounds": len(lines), "state": ended, "backbone_mb": sent or None, **(_last(lines))}
-        )
+        facts = {"run": folder.name, "rounds": len(lines), "state": ended, "trust": _trust(folder)}
+        rows.append({**facts, "backbone_mb": sent or None, **_last(lines)})
     process = supervisor_of(place.folder)
     certificates = certificates_of(place)
     if as_json:
@@ -233,7 +234,9 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         typer.echo(
             f"{one.name:<8} {MARKS[one.validity.state]}{one.validity.words}\n         {one.validity.fingerprint}"
         )
-    _show(rows, ("run", "state", "rounds", "backbone_mb", "accuracy", "epsilon"), False)
+    summed = any(row["trust"] == "secagg" for row in rows)
+    against = ["epsilon_against_model"] if summed else []
+    _show(rows, ("run", "state", "rounds", "backbone_mb", "accuracy", "trust", "epsilon", *against), False)
 
 
 def _place(home: Path | None) -> Place:
@@ -244,7 +247,20 @@ def _place(home: Path | None) -> Place:
 
 
 def _last(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: lines[-1].get(key) if lines else None for key in ("accuracy", "epsilon")}
+    keys = ("accuracy", "epsilon", "epsilon_against_model")
+    return {key: lines[-1].get(key) if lines else None for key in keys}
+
+
+def _trust(folder: Path) -> str | None:
+    """Trust model of a run; None where its configuration cannot be read."""
+    from common.config import load_config
+    from common.errors import ConfigError
+    from server.run_folder import CONFIG
+
+    try:
+        return load_config(folder / CONFIG).privacy.trust
+    except ConfigError:
+        return None
 
 
 def _watch(place: Place, folder: Path, as_json: bool) -> None:
@@ -265,11 +281,22 @@ def _watch(place: Place, folder: Path, as_json: bool) -> None:
         typer.echo(json.dumps(result, allow_nan=False))
         return
     privacy = result["privacy"]
-    rows = [{"node": name, "epsilon": epsilon} for name, epsilon in privacy["epsilon_per_node"].items()]
-    _show(rows, ("node", "epsilon"), False)
+    against_model = privacy.get("epsilon_against_model_per_node", {})
+    rows = [
+        {"node": name, "epsilon": epsilon, "against readers": against_model.get(name)}
+        for name, epsilon in privacy["epsilon_per_node"].items()
+    ]
+    _show(rows, ("node", "epsilon", *(["against readers"] if against_model else [])), False)
     accuracy = result["accuracy"]["federated"]
     typer.echo(f"accuracy {accuracy:.4f} on the server's own {result['data']['test']} records")
-    typer.echo(f"epsilon at delta {privacy['delta']:g}, one {privacy['unit']}, local trust, this run alone")
+    typer.echo(
+        f"epsilon at delta {privacy['delta']:g}, one {privacy['unit']}, {privacy['trust']} trust, this run alone"
+    )
+    if against_model:
+        typer.echo(
+            f"         against this server together with up to {privacy['colluders']} of the nodes; the smaller,"
+        )
+        typer.echo("         against readers of the model who know no node's noise")
     typer.echo(f"model    {folder / MODEL}")
 
 

@@ -15,7 +15,8 @@ from common.features import cached_backbone
 from common.messages import Reason
 from common.model import classifier_width
 from common.model_folder import ModelFacts, save_model
-from common.privacy.accountant import epsilon_by_round
+from common.privacy.accountant import epsilon_after
+from common.privacy.sums import against_whom, both_figures
 from server.checkpoints import Checkpoint, RunStore, read_lines
 from server.coordinator import Proposal
 from server.sent_bytes import bytes_sent
@@ -57,7 +58,7 @@ def _result(
     return {
         "accuracy": {"federated": scores.accuracy, **dict.fromkeys(BASELINES)},
         "metrics": {"loss": loss, **scores.metrics(federation.data.classes)},
-        "privacy": _privacy(folder, config, proposal),
+        "privacy": _privacy(folder, config, proposal, final),
         "bytes": {"per_round_per_node": _bytes_a_node(lines), "backbone_once": bytes_sent(folder)},
         "timing_s": {"features": None, "rounds": sum(line["seconds"] for line in lines), "total": None},
         "rounds": final.round,
@@ -95,14 +96,16 @@ def _paid(folder: Path, proposal: Proposal) -> dict[str, set[int]]:
     return {name: {round_ for round_ in rounds if (name, round_) not in refused} for name, rounds in asked.items()}
 
 
-def _privacy(folder: Path, config: RunConfig, proposal: Proposal) -> dict[str, Any]:
+def _privacy(folder: Path, config: RunConfig, proposal: Proposal, final: Checkpoint) -> dict[str, Any]:
     """What this run spent at each node as far as the server knows; the nodes' ledgers hold what they ever spent."""
     terms = proposal.plan.offer.terms
-    table, paid = epsilon_by_round(terms), _paid(folder, proposal)
+    paid = {name: len(rounds) for name, rounds in _paid(folder, proposal).items()}
+    if terms.trust == "secagg":  # a round that was begun again was paid for again
+        paid = {name: max(final.participation.get(name, 0), rounds) for name, rounds in paid.items()}
     return {
         "unit": terms.unit,
         "delta": terms.delta,
-        "epsilon_per_node": {name: table[len(rounds)] for name, rounds in sorted(paid.items())},
+        "epsilon_per_node": {name: epsilon_after(terms, rounds) for name, rounds in sorted(paid.items())},
         "epsilon_budget": config.privacy.epsilon,
         "noise_multiplier": terms.noise_multiplier,
         "sampling_rate": terms.sampling_rate,
@@ -113,6 +116,7 @@ def _privacy(folder: Path, config: RunConfig, proposal: Proposal) -> dict[str, A
         "relation": terms.relation,
         "noise_source": "system",
         "epsilon_is_guarantee": True,
+        **(both_figures(terms, paid) if terms.trust == "secagg" else {}),
     }
 
 
@@ -137,6 +141,6 @@ node, unit: one {privacy["unit"]}, trust model: {privacy["trust"]}; noise multip
 clipping norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}. Sampling and noise came from
 the nodes' operating systems. What a node spent before, and on other runs, is in its own ledger and adds to this.
 
-The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and is licensed under
-{backbone["licence"]}; its digest is `{backbone["digest"]}`.
+{against_whom(privacy)}The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and
+is licensed under {backbone["licence"]}; its digest is `{backbone["digest"]}`.
 """

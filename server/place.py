@@ -55,12 +55,14 @@ class Registered(BaseModel):
     Attributes:
         node_id: Flower's.
         fingerprint: of its public key.
+        key: the public key, OpenSSH; empty where an older release let the node in, which did not keep it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     node_id: int
     fingerprint: str
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Pending(BaseModel):
         name: of the node.
         fingerprint: of its key.
         before: Flower's ids of all nodes before it.
+        key: the public key, OpenSSH.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -39,6 +40,7 @@ class Pending(BaseModel):
     name: str
     fingerprint: str
     before: list[int]
+    key: str = ""
 
 
 class Removed(BaseModel):
@@ -66,11 +68,14 @@ def admit(place: Place, name: str, key: Path, *, replace: bool = False) -> Regis
         ConfigError: the name is taken, or not there to be replaced; or the key is none, or was used before.
         FederationError: the SuperLink cannot be reached.
     """
-    public = fingerprint(openssh(load_public(key)))
+    whole = openssh(load_public(key))
+    public = fingerprint(whole)
     with _changing(place):
         nodes = place.nodes()
         if replace and name in nodes and nodes[name].fingerprint == public:
             _shut_out(place, name, but=nodes[name].node_id)
+            nodes[name] = nodes[name].model_copy(update={"key": whole})  # an older release did not keep it
+            place.keep_nodes(nodes)
             return nodes[name]  # a replacement that was interrupted, or is repeated
         if name in nodes and not replace:
             raise ConfigError(
@@ -78,7 +83,7 @@ def admit(place: Place, name: str, key: Path, *, replace: bool = False) -> Regis
             )
         if name not in nodes and replace:
             raise ConfigError(f"expected a registered node, there is no {name!r}; leave --replace out to let it in")
-        pending = Pending(name=name, fingerprint=public, before=sorted(nodes_seen(place)))
+        pending = Pending(name=name, fingerprint=public, before=sorted(nodes_seen(place)), key=whole)
         durable.write_bytes(place.folder / PENDING, pending.model_dump_json().encode(), mode=0o600)
         try:
             node_id = register(place, name, key.resolve())
@@ -142,13 +147,17 @@ def _settle(place: Place) -> None:
 
 def _conclude(place: Place, pending: Pending, node_id: int) -> Registered:
     """Write down the node that the SuperLink knows now, and shut its old key out, where there was one."""
-    nodes, entry = place.nodes(), Registered(node_id=node_id, fingerprint=pending.fingerprint)
-    if pending.name in nodes and nodes[pending.name] != entry:
+    nodes, entry = place.nodes(), _entry(pending, node_id)
+    if pending.name in nodes and nodes[pending.name].node_id != node_id:
         _note_removed(place, pending.name, nodes[pending.name])
     place.keep_nodes({**nodes, pending.name: entry})
     _shut_out(place, pending.name, but=node_id)
     (place.folder / PENDING).unlink()
     return entry
+
+
+def _entry(pending: Pending, node_id: int) -> Registered:
+    return Registered(node_id=node_id, fingerprint=pending.fingerprint, key=pending.key)
 
 
 def _note_removed(place: Place, name: str, entry: Registered) -> None:

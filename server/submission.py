@@ -21,6 +21,7 @@ from common.supervisor import supervisor_of
 from server.checkpoints import Line, read_lines
 from server.control import run_status, stop_run, submit
 from server.outcome import RESULT, ROUNDS
+from server.peers import check_sums, keep_peers
 from server.place import Place
 from server.run_folder import CONFIG, FAILURE, NODES, is_held, named_nodes
 
@@ -41,7 +42,9 @@ def open_run(place: Place, config: RunConfig, name: str, nodes: Sequence[str]) -
         nodes: names of the registered nodes that the run may reach; empty is all of them.
 
     Raises:
-        ConfigError: the name is taken or no name, a node is not registered, or the configuration is for simulations.
+        ConfigError: the name is taken or no name, a node is not registered, the configuration is for simulations, or
+            its sums want more nodes.
+        PrivacyError: its sums protect too little.
     """
     _check(config)
     registered = place.nodes()
@@ -52,6 +55,7 @@ def open_run(place: Place, config: RunConfig, name: str, nodes: Sequence[str]) -
             f"expected registered nodes (there are {known}), got {', '.join(strangers) or 'none to reach'}; register "
             "one with `fedgraft server add-node`"
         )
+    check_sums(config, nodes or registered)
     folder = place.runs / name
     if not _NAME.fullmatch(name) or folder.exists():
         raise ConfigError(f"expected a new name for the run, {name!r} is taken or no name; choose another --name")
@@ -78,9 +82,9 @@ def start_run(place: Place, folder: Path) -> int:
     before = flower_run(folder)
     if before is not None and is_played(place, folder):  # Flower has not noticed yet that its server app is gone
         stop_run(place, before)
-    _reach_registered(place, folder)
+    reached, config = _reach_registered(place, folder), load_config(folder / CONFIG)
+    keep_peers(place, folder, config, reached)
     (folder / FAILURE).unlink(missing_ok=True)
-    config = load_config(folder / CONFIG)
     with tempfile.TemporaryDirectory() as scratch:
         app = assemble(Path(scratch) / "app")
         flat = Path(scratch) / "run.toml"
@@ -92,7 +96,7 @@ def start_run(place: Place, folder: Path) -> int:
     return run_id
 
 
-def _reach_registered(place: Place, folder: Path) -> None:
+def _reach_registered(place: Place, folder: Path) -> list[str]:
     """Have a run reach its nodes by the keys that they have now, and none that was removed since it was made."""
     registered, named = place.nodes(), (named_nodes(folder) or {}).values()
     chosen = {name: registered[name].node_id for name in named if name in registered}
@@ -101,6 +105,7 @@ def _reach_registered(place: Place, folder: Path) -> None:
             f"expected a registered node in the run {folder.name}, but {', '.join(named)} were removed; start a new run"
         )
     durable.write_json(folder / NODES, chosen)
+    return list(chosen)
 
 
 def begin_run(place: Place, config: RunConfig, name: str, nodes: Sequence[str]) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from common import durable
@@ -21,13 +21,13 @@ FOLDER = "sums"
 class KeptReplies:
     """Those of one round, in the run's folder."""
 
-    def __init__(self, folder: Path, round_: int, cohort: Sequence[str]) -> None:
+    def __init__(self, folder: Path, round_: int, cohort: Mapping[str, str]) -> None:
         """Open what is kept of a round, or begin to keep it; what was kept of other rounds is removed.
 
         Args:
             folder: of the run.
             round_: 1-based.
-            cohort: names of the nodes; with others than before, another attempt begins.
+            cohort: name to fingerprint of the nodes; with others than before, another attempt begins.
 
         Raises:
             ConfigError: it cannot be read or written.
@@ -42,11 +42,11 @@ class KeptReplies:
             attempts = json.loads(self._attempts.read_bytes()) if self._attempts.exists() else []
         except (OSError, ValueError) as error:
             raise self._damaged() from error
-        if attempts[-1:] != [list(cohort)]:
-            attempts.append(list(cohort))
+        if attempts[-1:] != [dict(cohort)]:
+            attempts.append(dict(cohort))
             durable.write_bytes(self._attempts, json.dumps(attempts).encode())
         self.attempt = len(attempts)
-        self.before: list[list[str]] = attempts[:-1]
+        self.before: list[list[str]] = [list(names) for names in attempts[:-1]]
         """Who was asked in earlier attempts, and may have paid for each."""
 
     def read(self, stage: Stage) -> tuple[dict[str, bytes], dict[str, str]] | None:

@@ -20,7 +20,7 @@ from common import wire
 from common.errors import RoundDiscardedError
 from common.messages import Reason, SumTask
 from common.privacy.accountant import epsilon_after
-from common.privacy.sums import noise_shares, sum_run
+from common.privacy.sums import epsilon_against_model, noise_shares, sum_run
 from common.secagg.masks import word_type
 from common.secagg.messages import Stage
 from common.secagg.roster import Roster
@@ -62,8 +62,9 @@ class SumRounds:
         """
         began, round_ = time.perf_counter(), state.round + 1
         cohort = choose_cohort(link.members, plan.cohort, plan.seed, round_)
-        asking = Asking(link, plan, round_, state.head, KeptReplies(self._store.folder, round_, _names(cohort)))
-        found = self._sum(asking, _names(cohort))
+        roster = self._peers(member.name for member in cohort)
+        asking = Asking(link, plan, round_, state.head, KeptReplies(self._store.folder, round_, roster.fingerprints))
+        found = self._sum(asking, roster)
         head = state.head if found is None else _step(state, plan, link, strategy, cohort, found)
         due = round_ % plan.evaluate_every == 0 or round_ == plan.rounds
         participation: Mapping[str, int] = state.participation
@@ -76,13 +77,12 @@ class SumRounds:
         line |= watched(head, watch if due else NOTHING) | {"seconds": time.perf_counter() - began}
         return Checkpoint(round_, head, strategy_state(strategy), participation, line)
 
-    def _sum(self, asking: Asking, names: Sequence[str]) -> MaskedSum | None:
+    def _sum(self, asking: Asking, roster: Roster) -> MaskedSum | None:
         """The round's sum; None where it is discarded."""
         offer = asking.plan.offer
         if self._discarded >= MOST_DISCARDED:
             self._discarded = 0
             raise unanswered(f"a sum in one of {MOST_DISCARDED} rounds", self._failed)
-        roster = self._peers(names)
         run = sum_run(offer.run_id, offer.model, offer.terms, asking.numbers)
         session = Session.of(run, asking.round, roster, attempt=asking.kept.attempt)
         try:
@@ -176,22 +176,22 @@ def stepped(head: Mapping[str, Tensor], gradient: NDArray[np.float64], rate: flo
     return {name: value.clamp(limits.min, limits.max).float() for name, value in after.items()}
 
 
-def _names(cohort: Sequence[Member]) -> list[str]:
-    return [member.name for member in cohort]
-
-
 def _count(before: Mapping[str, int], paid: Sequence[str]) -> dict[str, int]:
     return {**before, **{name: before.get(name, 0) + 1 for name in sorted(paid)}}
 
 
 def _line(asking: Asking, found: MaskedSum | None, participation: Mapping[str, int]) -> Line:
     spoilt: dict[str, str] = {} if found is None else {n: why for n, why in found.dropped.items() if why != NO_REPLY}
+    rounds = max(participation.values(), default=0)
+    real = asking.link.named is not None  # a simulation says so once, in its result
+    against_model = epsilon_against_model(asking.plan.offer.terms, rounds) if real else None
     failed = asking.failed | dict.fromkeys(spoilt, Reason.PROTOCOL.value)
     return {
         "round": asking.round,
         "accuracy": None,
         "loss": None,
-        "epsilon": epsilon_after(asking.plan.offer.terms, max(participation.values(), default=0)),
+        "epsilon": epsilon_after(asking.plan.offer.terms, rounds),
+        **({"epsilon_against_model": against_model} if against_model is not None else {}),
         "nodes": 0 if found is None else len(found.survivors),
         "failed": dict(sorted(failed.items())),
         **({"unfit": spoilt} if spoilt else {}),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from common.privacy.sums import against_whom
+
 
 def model_card(result: dict[str, Any]) -> str:
     """Write the card of a run's model, Markdown.
@@ -29,23 +31,10 @@ Epsilon {worst:.3f} at delta {privacy["delta"]:g} for each node, unit: one {priv
 {privacy["trust"]}, accountant: {privacy["accountant"]}; noise multiplier {privacy["noise_multiplier"]:.4g}, clipping
 norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}, {privacy["steps"]} steps.
 
-{_against(privacy)}{_guarantee(privacy)}
+{against_whom(privacy)}{_guarantee(privacy)}
 
 The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and is licensed under
 {backbone["licence"]}; its digest is `{backbone["digest"]}`.
-"""
-
-
-def _against(privacy: dict[str, Any]) -> str:
-    """Against whom, where there are two figures."""
-    if privacy["trust"] != "secagg":
-        return ""
-    model = max(privacy["epsilon_against_model_per_node"].values())
-    least = privacy["nodes"] - privacy["dropouts"]
-    return f"""That epsilon is against the server together with up to {privacy["colluders"]} of the nodes, who see sums
-over at least {least} nodes. Against whoever sees this model and knows no node's noise it is {model:.3f}, at the same
-delta and unit.
-
 """
 
 

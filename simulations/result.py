@@ -21,7 +21,7 @@ from common.features import cached_backbone
 from common.privacy.accountant import epsilon_after
 from common.privacy.plan import PrivacyTerms
 from common.privacy.statement import Statement
-from common.privacy.sums import epsilon_against_model
+from common.privacy.sums import both_figures
 from common.tasks import Scores
 from server.checkpoints import Checkpoint, Line
 from simulations.baselines import World
@@ -165,6 +165,7 @@ def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder:
             statements[name] = ledger.statement()
     for name, rounds in final.participation.items():
         _check_paid(statements[name], rounds, terms)
+    charged = {name: statement.steps for name, statement in statements.items()}  # a round is a step
     seeded, exact = config.federation.seed is not None, config.evaluation.node_metrics == "exact"
     return {
         "unit": terms.unit,
@@ -180,19 +181,7 @@ def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder:
         "relation": terms.relation,
         "noise_source": "seeded" if seeded else "system",
         "epsilon_is_guarantee": not seeded and not exact,  # exact metrics have left the nodes without noise
-        **(_of_sums(terms, statements) if terms.trust == "secagg" else {}),
-    }
-
-
-def _of_sums(terms: PrivacyTerms, statements: Mapping[str, Statement]) -> dict[str, Any]:
-    """What the sums allow for, and the smaller of the two figures; ``epsilon_per_node`` is against the server."""
-    return {
-        "nodes": terms.nodes,
-        "dropouts": terms.dropouts,
-        "colluders": terms.colluders,
-        "epsilon_against_model_per_node": {
-            name: epsilon_against_model(terms, statement.steps) for name, statement in statements.items()
-        },
+        **(both_figures(terms, charged) if terms.trust == "secagg" else {}),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -107,6 +107,11 @@ class PrivacyTerms:
             return self.noise_multiplier
         survivors = self.nodes - self.dropouts
         return self.noise_multiplier * math.sqrt(survivors / (survivors - self.colluders)) * (1 - 1e-12)
+
+    @property
+    def as_readers_see(self) -> PrivacyTerms:
+        """The same terms with the noise that somebody meets who sees the model and knows no node's noise."""
+        return replace(self, noise_multiplier=min(NOISE_RANGE[1], self.model_noise_multiplier))
 
     @cached_property
     def digest(self) -> str:

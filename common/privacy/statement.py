@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from common.errors import FederationError
 from common.privacy.accountant import Accountant, Event, Spent, epsilon_after, epsilon_pld, epsilon_spent
 from common.privacy.entries import GENESIS, LedgerEntry, broken_chain, verify_chain
-from common.privacy.plan import PrivacyPlan
+from common.privacy.plan import PrivacyPlan, PrivacyTerms
 
 
 class Spend(NamedTuple):
@@ -57,6 +57,7 @@ class Statement:
         open_reservations: (run id, round) charged whose reply was never made: spent for ever.
         chain_head: hash of the last entry; keep it outside the file.
         entries: how many there are.
+        charged: the terms of each plan that was charged, and for how many rounds.
     """
 
     dataset_id: str
@@ -71,6 +72,22 @@ class Statement:
     open_reservations: tuple[tuple[str, int], ...]
     chain_head: str
     entries: int
+    charged: tuple[tuple[PrivacyTerms, int], ...] = ()
+
+    @property
+    def trusts(self) -> tuple[str, ...]:
+        """Trust models of what was charged, in the order of their names."""
+        return tuple(sorted({terms.trust for terms, _ in self.charged}))
+
+    @property
+    def epsilon_against_model(self) -> float:
+        """Epsilon against whoever sees the models only; ``epsilon`` is against the server with the colluders, too.
+
+        The two differ where rounds were sums over nodes.
+        """
+        if "secagg" not in self.trusts:
+            return self.epsilon
+        return min(self.epsilon, spent_on([(terms.as_readers_see, rounds) for terms, rounds in self.charged]).epsilon)
 
 
 @dataclass
@@ -148,6 +165,7 @@ class Balance:
             open_reservations=tuple((spend.run_id, spend.round) for spend in waiting),
             chain_head=self.head,
             entries=self.position,
+            charged=tuple((self.plans[key].terms, count) for key, count in self.rounds.items() if count),
         )
 
     @property
@@ -162,7 +180,7 @@ class Balance:
     def _non_adaptive(self, spent: Spent) -> float:
         if spent.accountant == "PLD":
             return spent.epsilon
-        return epsilon_pld([_event(self.plans[key], count) for key, count in self.rounds.items()], self.delta)
+        return epsilon_pld([_event(self.plans[key].terms, count) for key, count in self.rounds.items()], self.delta)
 
     def _apply(self, kind: str, body: dict[str, Any]) -> None:
         if (kind == "opened") != (self.position == 0):
@@ -217,16 +235,18 @@ def statement_of(entries: Iterable[LedgerEntry]) -> Statement:
 
 
 def spent_by(plans: dict[Instance, PrivacyPlan], rounds: dict[Instance, int]) -> Spent:
-    """Epsilon of so many rounds of each plan: by PLD where there is one plan, by RDP where several."""
-    charged = {key: count for key, count in rounds.items() if count > 0}
-    if len(charged) == 1:
-        ((key, count),) = charged.items()
-        terms = plans[key].terms
-        if count <= terms.rounds:
-            return Spent(epsilon_after(terms, count), "PLD")
-    events = {key: [_event(plans[key], count)] for key, count in charged.items()}
-    return epsilon_spent(events, max((plans[key].terms.delta for key in charged), default=0.5))
+    """Epsilon of so many rounds of each plan; see ``spent_on``."""
+    return spent_on([(plans[key].terms, count) for key, count in rounds.items()])
 
 
-def _event(plan: PrivacyPlan, rounds: int) -> Event:
-    return Event(plan.terms.noise_multiplier, plan.terms.sampling_rate, rounds * plan.terms.steps_per_round)
+def spent_on(charged: Iterable[tuple[PrivacyTerms, int]]) -> Spent:
+    """Epsilon of terms and rounds charged for them: by PLD where there is one plan, by RDP where several."""
+    counted = [(terms, count) for terms, count in charged if count > 0]
+    if len(counted) == 1 and counted[0][1] <= counted[0][0].rounds:
+        return Spent(epsilon_after(*counted[0]), "PLD")
+    events = {place: [_event(terms, count)] for place, (terms, count) in enumerate(counted)}
+    return epsilon_spent(events, max((terms.delta for terms, _ in counted), default=0.5))
+
+
+def _event(terms: PrivacyTerms, rounds: int) -> Event:
+    return Event(terms.noise_multiplier, terms.sampling_rate, rounds * terms.steps_per_round)

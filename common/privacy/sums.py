@@ -5,14 +5,16 @@ Node and server work it out for themselves, from public constants.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from common.errors import PrivacyError
 from common.messages import ModelSpec
 from common.plan_file import plan_digest
 from common.privacy.accountant import epsilon_after
-from common.privacy.plan import NOISE_RANGE, PrivacyTerms
+from common.privacy.plan import PrivacyTerms
 from common.privacy.shares import Cohort, NoiseShares, largest_batch_of, server_event, share_out
 from common.secagg.session import SumRun, SumTerms
 
@@ -52,8 +54,36 @@ def epsilon_against_model(terms: PrivacyTerms, rounds: int) -> float:
         terms: of the plan; under local trust the two figures are one.
         rounds: that a node was charged for; more than ``terms.rounds`` where some were begun again.
     """
-    noise = min(NOISE_RANGE[1], terms.model_noise_multiplier)
-    return epsilon_after(replace(terms, noise_multiplier=noise), rounds)
+    return epsilon_after(terms.as_readers_see, rounds)
+
+
+def both_figures(terms: PrivacyTerms, rounds: Mapping[str, int]) -> dict[str, Any]:
+    """What a result says of sums beside ``epsilon_per_node``, which is against the server with the colluders.
+
+    Args:
+        terms: of the plan, under secagg trust.
+        rounds: that each node may have been charged for.
+    """
+    against_model = {name: epsilon_against_model(terms, count) for name, count in rounds.items()}
+    return {
+        "nodes": terms.nodes,
+        "dropouts": terms.dropouts,
+        "colluders": terms.colluders,
+        "epsilon_against_model_per_node": against_model,
+    }
+
+
+def against_whom(privacy: Mapping[str, Any]) -> str:
+    """What a model card says of the two figures of a result; nothing under local trust, where there is one."""
+    if privacy["trust"] != "secagg":
+        return ""
+    model = max(privacy["epsilon_against_model_per_node"].values())
+    least = privacy["nodes"] - privacy["dropouts"]
+    return f"""That epsilon is against the server together with up to {privacy["colluders"]} of the nodes, who see sums
+over at least {least} nodes. Against whoever sees this model and knows no node's noise it is {model:.3f}, at the same
+delta and unit.
+
+"""
 
 
 def sum_terms(terms: PrivacyTerms, numbers: int) -> SumTerms:

@@ -12,15 +12,14 @@ from functools import lru_cache
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from common.errors import PrivacyError
-from common.privacy.canonical import canonical_json, sha256_hex
+from common.privacy.canonical import sha256_hex
 from common.privacy.keys import fits, parse_public
 from common.secagg.messages import NodeKeys, SignedSurvivors
 from common.secagg.roster import Roster
 from common.secagg.session import Session
+from common.secagg.signed import SaidKeys, SaidSurvivors
 
 Sign = Callable[[bytes], bytes]  # by the node's key, which an app without a network cannot read itself
-
-KEYS_TAG, SURVIVORS_TAG = "fedgraft secagg keys 1", "fedgraft secagg survivors 1"
 
 
 def sign_keys(
@@ -88,12 +87,12 @@ def check_survivors(
 
 def _keys_bytes(session: Session, name: str, channel_key: bytes, mask_key: bytes, commitment: bytes) -> bytes:
     keys = {"channel_key": channel_key.hex(), "mask_key": mask_key.hex(), "commitment": commitment.hex()}
-    return f"{KEYS_TAG}\n{canonical_json({'session': session.digest, 'name': name, **keys})}".encode()
+    return SaidKeys(session=session.digest, name=name, **keys).to_bytes()
 
 
 def _survivors_bytes(session: Session, name: str, sharers: str, survivors: Iterable[str]) -> bytes:
-    said = {"session": session.digest, "name": name, "sharers": sharers, "survivors": sorted(survivors)}
-    return f"{SURVIVORS_TAG}\n{canonical_json(said)}".encode()
+    listed = tuple(sorted(survivors))
+    return SaidSurvivors(session=session.digest, name=name, sharers=sharers, survivors=listed).to_bytes()
 
 
 def _signed(roster: Roster, name: str, signature: bytes, data: bytes) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from client import isolation, keys, node_folder, own_records
 from client.isolation import SOCKET, check_alone, check_possible, confined, relay, with_isolation
 from client.node_config import NodeConfig, parse_node_config
+from client.secagg_record import SECAGG_RECORDS
 from common import health
 from common.errors import ConfigError
 from common.ports import free_port
@@ -56,7 +57,7 @@ print(json.dumps({
     "interfaces": [name for _, name in socket.if_nameindex()],
     "socket file": os.path.exists(folder + "/../obeyed.sock"),
     "writes": {name: writes(os.path.join(folder, name)) for name in
-               ("cache/x", "flwr/x", "index/x", "ledgers/x", "x", "node.toml", "approved.json", data)},
+               ("cache/x", "flwr/x", "index/x", "ledgers/x", "secagg/x", "x", "node.toml", "approved.json", data)},
     "key": reads(folder + "/node.key"),
     "record": open(data).read(),
     "rights": [line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")][0],
@@ -144,7 +145,7 @@ def test_a_confined_app_reaches_the_supernode_alone_and_writes_its_own_folders_a
     assert found["other"] == "ConnectionRefusedError"
     assert found["interfaces"] == ["lo"]
     assert str(tmp_path).startswith(isolation.EMPTIED) is not found["socket file"]
-    own = {"cache/x", "flwr/x", "index/x", "ledgers/x"}
+    own = {"cache/x", "flwr/x", "index/x", "ledgers/x", "secagg/x"}
     writes = found["writes"]
     assert isinstance(writes, dict)
     assert {name for name, could in writes.items() if could} == own
@@ -194,7 +195,7 @@ def test_a_container_for_apps_must_have_no_network(monkeypatch: pytest.MonkeyPat
 
 def test_the_names_that_isolation_repeats_are_those_of_their_owners() -> None:
     assert isolation.KEYS == (keys.KEY, keys.NEXT_KEY)
-    assert own_records.INDEX in isolation.OWN
+    assert {own_records.INDEX, SECAGG_RECORDS} <= set(isolation.OWN)
 
 
 @pytest.mark.usefixtures("carried")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from common.backbones.parcel import Contents, Part
 from common.config import to_flat
 from common.errors import ConfigError, PrivacyError, ProtocolError
 from common.message_objects import message_from_objects
-from common.messages import Hello, Holding, Metrics, Reason, Refusal, Statistics, Update
+from common.messages import Hello, Holding, Metrics, Reason, Refusal, Statistics, SumAnswer, SumTask, Update
 from common.noised_moments import SENSITIVITY, Sketch, StatisticsTask, packed_size
+from common.privacy.sums import sum_terms
+from common.secagg.masks import word_type
+from common.secagg.messages import MaskedVector, Stage, VectorHead
 from simulations.engine import task_identity
 from tests.client.test_own_node import CONFIG
 from tests.federations import small_config, small_offer, small_task
@@ -285,6 +289,21 @@ def test_a_right_answer_passes_unchanged(kind: str, folder: Path) -> None:
     connection.ask()
     right = wire.encode_reply(RELEASED[kind], connection.question)
     assert connection.answer(right).content.object_id == right.content.object_id
+
+
+def test_a_masked_vector_of_twice_the_heads_bytes_passes_and_a_longer_one_does_not(folder: Path) -> None:
+    numbers, offer = 400_000, small_offer(rounds=1)
+    terms = replace(offer.terms, trust="secagg", nodes=3, colluders=1, largest_node=100_000)
+    summed, session = sum_terms(terms, numbers), "ab" * 32
+    assert word_type(summed).itemsize == 8
+    task = SumTask(replace(offer, terms=terms), 1, Stage.VECTOR, b"a request", {"weight": torch.zeros(numbers)})
+    for length in (numbers, 2 * numbers):
+        connection = Connection(Message(wire.encode_sum_task(task), dst_node_id=1, message_type=wire.TRAIN_SUM), folder)
+        connection.ask()
+        head = VectorHead(session=session, name=NAME, sharers=session)
+        answer = SumAnswer(MaskedVector(head, np.zeros(length, word_type(summed))).to_bytes())
+        came = wire.decode_reply(connection.answer(wire.encode_reply(answer, connection.question)))
+        assert came == (answer if length == numbers else Refusal(Reason.INTERNAL))
 
 
 @pytest.mark.parametrize("size", [SIZE, SIZE + 1])

@@ -76,6 +76,20 @@ class Hospitals:
         self.run("server", "add-node", name, "--key", str(home / "node.key.pub"), home=self.server)
         return home
 
+    def join_sums(self, home: Path, *, min_colluders: int = 1) -> None:
+        """Have a node's operator choose secagg trust beside local trust; before the node is started."""
+        path = home / NODE_TOML
+        chosen = f'trusts = ["local", "secagg"]\nmin_colluders = {min_colluders}\n'
+        path.write_text(path.read_text().replace('# trusts = ["secagg"]', f"{chosen}#", 1))
+
+    def exchange_keys(self, names: Sequence[str]) -> Path:
+        """Give every hospital the keys of all, and have their operators approve them; returns the file."""
+        path = self.folder / "peers.pub"
+        self.run("server", "peers", "--out", str(path), home=self.server)
+        for name in names:
+            self.run("node", "approve", "peers", str(path), "--yes", home=self.folder / name)
+        return path
+
     def start(self, kind: str, home: Path, *options: str, surroundings: Mapping[str, str] | None = None) -> None:
         """Start a node or the coordinator, with this in its environment, beside the usual."""
         command = [sys.executable, "-m", "fedgraft", kind, "start", "--home", str(home), *options]
@@ -132,8 +146,12 @@ class Hospitals:
         return [process for process in alive if words in " ".join(process.cmdline())]
 
     def server_apps(self) -> list[psutil.Process]:
-        """The server apps that are being played: what was forked from the warm process."""
-        warm = self.processes(self.server, "warm_executor")
+        """The server apps that are being played."""
+        return self.apps(self.server)
+
+    def apps(self, home: Path) -> list[psutil.Process]:
+        """The apps that are at work: what was forked from the warm process."""
+        warm = self.processes(home, "warm_executor")
         known = {process.pid for process in warm}
         return [process for process in warm if process.ppid() in known]
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import fedgraft
 from client.approvals import APPROVALS
 from client.node_config import NODE_TOML
+from client.secagg_record import SECAGG_RECORDS, forget_secrets
 from common.backbones.controls import load_reference
 from common.backbones.package import save
 from common.backbones.parcel import PIECE_BYTES
 from common.privacy.accountant import epsilon_by_round
+from common.privacy.keys import openssh
 from server.coordinator import privacy_terms
+from server.run_folder import is_held
 from tests.confining import can_confine
 from tests.deployment.hospitals import Hospitals, write_digits
 from tests.federations import small_config
@@ -26,6 +35,7 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = ("north", "south", "west")
+SUMS: dict[str, Any] = {"trust": "secagg", "largest_node": 1000}
 CONFINED = ("--isolation", "process") if can_confine() else ()  # its app has no network
 
 
@@ -36,7 +46,9 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
         made.coordinate()
         for number, name in enumerate(NAMES):
             data = write_digits(made.folder / "data" / name, range(number * 100, number * 100 + 100))
-            made.start("node", made.admit(name, data), *(CONFINED if name == "north" else ()))
+            made.join_sums(made.admit(name, data), min_colluders=0)
+            made.start("node", made.folder / name, *(CONFINED if name == "north" else ()))
+        made.exchange_keys(NAMES)
         assert made.online(NAMES)
         yield made
     finally:
@@ -191,6 +203,97 @@ def test_a_backbone_that_two_nodes_await_is_sent_to_them_and_used(hospitals: Hos
         assert (home / APPROVALS).read_bytes() == before[name]
         assert f"the backbone {digest} has come" in (home / "logs" / "apps.log").read_text()
         assert "(sent)" in hospitals.run("node", "check", home=home)
+
+
+def test_secure_sums_train_a_head_and_both_figures_of_epsilon_are_shown(hospitals: Hospitals) -> None:
+    for name in NAMES:
+        hospitals.raise_cap(hospitals.folder / name, 900.0)
+    before = {name: hospitals.status(hospitals.folder / name)["rounds"] for name in NAMES}
+    privacy = {**SUMS, "colluders": 1, "dropouts": 0, "epsilon": 100.0}  # one step, with hardly any noise
+    config = hospitals.configuration(federation={"rounds": 1}, privacy=privacy)
+    nodes = ("--name", "summed", "--nodes", ",".join(NAMES), "--home", str(hospitals.server))
+    told = hospitals.run("server", "run", str(config), *nodes)
+    assert "secagg trust, this run alone" in told
+    assert "together with up to 1 of the nodes" in told
+    (line,) = hospitals.lines("summed")
+    assert (line["survivors"], line["failed"]) == ([*NAMES], {})
+    result = json.loads((hospitals.server / "runs" / "summed" / "result.json").read_text())
+    assert result["accuracy"]["federated"] > 0.25  # guessing gives 0.1; masks that stay in leave no more than that
+    for name in NAMES:
+        home = hospitals.folder / name
+        figures, said = result["privacy"], hospitals.status(home)
+        assert 0 < figures["epsilon_against_model_per_node"][name] < figures["epsilon_per_node"][name] <= 100.0
+        assert 0 < said["epsilon_against_model"] < said["epsilon"]
+        assert "secagg" in said["trusts"]
+        assert said["rounds"] == before[name] + 1
+        assert "against whoever sees the models" in hospitals.run("node", "status", home=home)
+        hospitals.run("node", "ledger", "verify", home=home)
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (home / SECAGG_RECORDS).iterdir()} == {0o600}
+        assert forget_secrets(home / SECAGG_RECORDS) == 0  # a round that is over leaves none
+        assert "FAIL" not in hospitals.run("node", "check", home=home)
+
+
+def test_a_round_of_sums_outlives_a_killed_app_and_a_killed_server(hospitals: Hospitals) -> None:
+    """From the moment that all vectors are there west's apps are killed, until a round ends without its part."""
+    privacy = {**SUMS, "colluders": 0, "dropouts": 1}
+    config = hospitals.configuration(federation={"rounds": 2}, privacy=privacy)
+    command = [sys.executable, "-m", "fedgraft", "server", "run", str(config), "--name", "broken"]
+    command += ["--nodes", ",".join(NAMES), "--home", str(hospitals.server)]
+    following = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    replies = hospitals.server / "runs" / "broken" / "sums"
+
+    def west_is_missed() -> bool:
+        time.sleep(0.1)  # an app lives longer, and looking for it is work
+        for app in hospitals.apps(hospitals.folder / "west"):
+            with suppress(psutil.NoSuchProcess):
+                app.kill()
+        return any("west" in line["failed"] for line in hospitals.lines("broken"))
+
+    try:
+        assert wait_until(lambda: list(replies.glob("round-*-vector.json")))
+        assert wait_until(west_is_missed)
+        for app in hospitals.server_apps():
+            app.kill()
+    finally:
+        following.terminate()
+        following.wait()
+    assert wait_until(lambda: not is_held(replies.parent))
+    if not (replies.parent / "result.json").exists():  # it was missed in the last round only
+        hospitals.run("server", "resume", "broken", home=hospitals.server)
+    lines = hospitals.lines("broken")
+    assert [line["round"] for line in lines] == [1, 2]
+    assert all({"north", "south"} <= set(line["survivors"]) for line in lines)  # none was discarded
+    run = json.loads((hospitals.server / "runs" / "broken" / "run.json").read_text())["run_id"]
+    for name in NAMES:
+        hospitals.run("node", "ledger", "verify", home=hospitals.folder / name)
+        released = hospitals.status(hospitals.folder / name)["runs"].get(run, 0)
+        assert released == 2 if name != "west" else released <= 2
+
+
+def test_a_node_sums_with_nobody_whose_key_its_operator_did_not_approve(hospitals: Hospitals) -> None:
+    """South was given another key for west, as a coordinator in the middle would; north has no key of west at all."""
+    peers = (hospitals.folder / "peers.pub").read_text()
+    spent = {name: hospitals.status(hospitals.folder / name)["epsilon"] for name in NAMES}
+    own = (hospitals.folder / "west" / "node.key.pub").read_text()
+    other = openssh(ec.generate_private_key(ec.SECP384R1()).public_key())
+    for name, west in (("south", f"{other} west\n"), ("north", "")):
+        forged = hospitals.folder / f"{name}.peers"
+        forged.write_text(peers.replace(f"{' '.join(own.split()[:2])} west\n", west))
+        hospitals.run("node", "approve", "peers", str(forged), "--yes", home=hospitals.folder / name)
+    config = hospitals.configuration(federation={"rounds": 1}, privacy={**SUMS, "colluders": 1, "dropouts": 0})
+    nodes = ("--nodes", ",".join(NAMES), "--home", str(hospitals.server))
+    told = hospitals.run("server", "run", str(config), "--name", "few", *nodes, status=4)
+    assert "at least 3 nodes for a sum, only 2 accepted" in told
+    log = (hospitals.folder / "north" / "logs" / "apps.log").read_text()
+    assert "sums over 3 nodes need the approved keys of so many" in log
+    hospitals.exchange_keys(["north"])
+    hospitals.run("server", "run", str(config), "--name", "forged", *nodes)
+    (line,) = hospitals.lines("forged")
+    assert line["failed"] == {"south": "policy"}
+    assert "nothing is unmasked" in line["discarded"]
+    log = (hospitals.folder / "south" / "logs" / "apps.log").read_text()
+    assert "the server names another key for west" in log
+    assert {name: hospitals.status(hospitals.folder / name)["epsilon"] for name in NAMES} == spent
 
 
 def test_a_key_that_is_replaced_or_removed_is_cut_off_while_it_is_connected(hospitals: Hospitals) -> None:

@@ -20,7 +20,7 @@ from client.home import open_node, open_simulated_ledger, simulated_in_process
 from client.summing import noised_sum
 from common import wire
 from common.config import RunConfig, to_flat
-from common.errors import PrivacyError, ProtocolError
+from common.errors import ProtocolError
 from common.messages import Reason, SumAnswer, SumTask
 from common.model import trained_head
 from common.privacy.accountant import epsilon_by_round
@@ -255,14 +255,10 @@ def test_nodes_in_processes_of_their_own_give_the_same_sums(tmp_path: Path) -> N
     assert digest_of(tmp_path / "2") == digest_of(tmp_path / "0")
 
 
-def test_real_nodes_are_not_asked_for_sums_yet(tmp_path: Path) -> None:
-    config = summing()
-    with pytest.raises(PrivacyError, match="built for simulations so far"):
-        server.app.run_deployed(config, InProcessGrid(client.app.app, config, range(4), tmp_path), tmp_path, {1: "a"})
-
-
 def test_who_was_asked_before_another_cohort_was_chosen_is_remembered(tmp_path: Path) -> None:
-    assert KeptReplies(tmp_path, 1, ["a", "b"]).before == []
-    assert KeptReplies(tmp_path, 1, ["a", "b"]).before == []
-    assert KeptReplies(tmp_path, 1, ["a", "c"]).before == [["a", "b"]]
-    assert KeptReplies(tmp_path, 2, ["a", "c"]).before == []
+    assert KeptReplies(tmp_path, 1, {"a": "x", "b": "y"}).before == []
+    assert KeptReplies(tmp_path, 1, {"a": "x", "b": "y"}).before == []
+    assert KeptReplies(tmp_path, 1, {"a": "x", "c": "z"}).before == [["a", "b"]]
+    rotated = KeptReplies(tmp_path, 1, {"a": "x", "c": "another key"})
+    assert (rotated.before, rotated.attempt) == ([["a", "b"], ["a", "c"]], 3)
+    assert KeptReplies(tmp_path, 2, {"a": "x", "c": "another key"}).before == []
