@@ -135,6 +135,7 @@ def test_attackers_of_sums_meet_the_noise_that_they_do_not_know() -> None:
     assert inside.mean() > outside.mean()
 
 
+@pytest.mark.slow
 def test_a_configuration_with_sums_is_attacked_and_holds() -> None:
     config = small_config(privacy=SUMS)
     request = make_request("all", ("clopper-pearson", "gaussian-fit"), ("gradient", "records"), 0.95, 600)
