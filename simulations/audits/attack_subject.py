@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from common.features import Progress, as_tensor, cached_backbone
 from common.model import make_head
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.plan import PrivacyTerms
+from common.privacy.sums import epsilon_against_model
 from server.defaults import default_learning_rate
 from simulations import preflight
 from simulations.audits.audit_report import Origin
@@ -77,6 +79,15 @@ class Subject:
         return self.config.data.source != "digits"
 
     @property
+    def whole_nodes(self) -> str | None:
+        """Why attacks with single records of one node do not suit, or None."""
+        if self.claim.unit != "record":
+            return "attacks with records plant single records, and here a patient's records belong together"
+        if self.claim.survivors:
+            return "attacks with records read the updates of one node, and under secagg trust nobody sees those"
+        return None
+
+    @property
     def has_linear_head(self) -> bool:
         """Whether records can be attacked: one linear layer over one feature vector, one class a record."""
         return self.config.model.head == "linear" and self.ready.federation.data.task == "classification"
@@ -100,11 +111,6 @@ def make_subject(config: RunConfig, progress: Progress | None = None) -> Subject
     """
     ready = preflight.check(config, progress)
     plan, shares = ready.proposal.plan, ready.federation.shares
-    if plan.offer.terms.unit != "record":
-        raise ConfigError(
-            f"expected the unit record, got {plan.offer.terms.unit}: attacks plant and remove single records; audit "
-            "the run's ledgers with `fedgraft audit ledger`"
-        )
     claim = claim_of(plan.offer.terms)
     if claim.epsilon > LARGEST_EPSILON:
         raise ConfigError(
@@ -144,7 +150,17 @@ def claim_of(terms: PrivacyTerms) -> Claim:
         sampling_rate=terms.sampling_rate,
         noise_multiplier=terms.noise_multiplier,
         clipping_norm=terms.clipping_norm,
+        **(_of_sums(terms) if terms.trust == "secagg" else {}),
     )
+
+
+def _of_sums(terms: PrivacyTerms) -> dict[str, Any]:
+    survivors = terms.nodes - terms.dropouts
+    return {
+        "survivors": survivors,
+        "honest": survivors - terms.colluders,
+        "epsilon_against_model": epsilon_against_model(terms, terms.rounds),
+    }
 
 
 def origin_of(subject: Subject, name: str, seed: int | None) -> Origin:

@@ -8,6 +8,7 @@ normals are those of ``common.privacy.noise``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -39,9 +40,10 @@ class View:
 
 
 def view_of(claim: Claim, threat: Threat, nodes: int, steps_per_round: int = 1) -> View:
-    """What an attacker sees where ``nodes`` nodes average, each with noise of its own.
+    """What an attacker sees where ``nodes`` nodes average, each with noise of its own, or sum with shares of it.
 
-    A peer is one of the nodes and takes its own noise out again; whoever sees the average only does not.
+    A peer is one of the nodes and takes its own noise out again; whoever sees the average only does not. Of sums the
+    server takes out its colluders' noise, and the most nodes that the plan allows for are lost.
 
     Raises:
         ConfigError: a peer without another node, or rounds that do not divide the steps.
@@ -50,13 +52,20 @@ def view_of(claim: Claim, threat: Threat, nodes: int, steps_per_round: int = 1) 
         raise ConfigError(f"the attacker {threat!r} needs more nodes, got {nodes}; a peer is a second node")
     if steps_per_round < 1 or claim.steps % steps_per_round:
         raise ConfigError(f"expected rounds that divide {claim.steps} steps, got {steps_per_round} steps a round")
-    deviation = claim.noise_multiplier * noises_met(threat, nodes) ** 0.5
+    deviation = one_noise(claim) * noises_met(claim, threat, nodes) ** 0.5
     return View(claim.steps if threat == "model" else steps_per_round, deviation)
 
 
-def noises_met(threat: Threat, nodes: int) -> int:
+def noises_met(claim: Claim, threat: Threat, nodes: int) -> int:
     """Of how many nodes the noise lies on what an attacker sees."""
+    if claim.survivors:
+        return {"server": claim.honest, "peer": claim.survivors - 1, "model": claim.survivors}[threat]
     return {"server": 1, "peer": nodes - 1, "model": nodes}[threat]
+
+
+def one_noise(claim: Claim) -> float:
+    """Standard deviation of one node's noise, in clipping norms: all of it, or what its share is worth."""
+    return claim.noise_multiplier / math.sqrt(max(1, claim.honest))
 
 
 def attack_gradient(
@@ -169,7 +178,7 @@ def seen_from_draws(claim: Claim, included: NDArray[np.bool_], flags: NDArray[np
         Shape (H, T, m).
     """
     along = (noise[..., 1] - noise[..., 0]).sum(axis=1) / 2**0.5
-    return np.asarray((flags & included[:, None, :]) + claim.noise_multiplier * along)
+    return np.asarray((flags & included[:, None, :]) + one_noise(claim) * along)
 
 
 def randomness(seed: int | None, purpose: str, head: int = 0) -> Randomness:
@@ -188,7 +197,7 @@ def _released_at_once(
 ) -> Vector:
     """What the attacker sees in each round, shape (H, R, m); for the final head R is 1."""
     heads, canaries = included.shape
-    noises = noises_met(threat, nodes)
+    noises = noises_met(claim, threat, nodes)
     chunk = max(1, AT_ONCE // (noises * claim.steps * canaries * 2))
     parts = []
     for first in range(0, heads, chunk):

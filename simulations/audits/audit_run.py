@@ -18,7 +18,7 @@ from simulations.audits.findings import Threat
 from simulations.audits.one_run import canaries_needed
 from simulations.audits.practice import SHIPPED, Practice
 from simulations.audits.replay import replay
-from simulations.audits.shipped_steps import attack_steps
+from simulations.audits.shipped_steps import attack_steps, attack_sums
 from simulations.audits.trade_offs import Family
 
 Advance = Callable[[str, int, int], None]
@@ -61,11 +61,13 @@ def run_audit(
     not_run: NotRun = {}
     bounds = tuple(all_bounds(subject, request, seed, drawn, advance, not_run))
     memberships = members(subject, request, drawn, advance, not_run)
-    readings = reading_run.readings(subject, drawn) if subject.has_linear_head else ()
+    readable = subject.has_linear_head and not subject.whole_nodes
+    readings = reading_run.readings(subject, drawn) if readable else ()
     if not readings:
-        not_run["reconstruction"] = ONLY_LINEAR
+        not_run["reconstruction"] = subject.whole_nodes or ONLY_LINEAR
     through = "gradient" in request.canaries and "server" in request.threats and request.bounds
-    steps = attack_steps(practice, drawn) if through else ()
+    attacked = attack_sums if subject.claim.survivors else attack_steps
+    steps = attacked(practice, drawn) if through else ()
     checks = replay(config, practice)
     return Audit(
         claim=subject.claim,
@@ -120,6 +122,8 @@ def all_bounds(
 
 def no_records(subject: Subject) -> str | None:
     """Why records cannot be attacked, or None."""
+    if subject.whole_nodes:
+        return subject.whole_nodes
     if not subject.has_linear_head:
         return f"{ONLY_LINEAR}, and this is {head_of(subject)}"
     if subject.count > MOST_RECORDS:
@@ -225,11 +229,14 @@ def possible_threats(subject: Subject, request: Request, not_run: NotRun) -> tup
     Raises:
         ConfigError: none of those that are asked for.
     """
-    if "peer" not in request.threats or subject.nodes > 1:
+    unclaimed = subject.claim.survivors and subject.claim.honest == subject.claim.survivors
+    if "peer" not in request.threats or (subject.nodes > 1 and not unclaimed):
         return request.threats
-    why = "a peer is a second node, and this federation has one node"
+    why, remedy = "a peer is a second node, and this federation has one node", "raise federation.nodes"
+    if unclaimed:
+        why, remedy = "with no colluder allowed for nothing is promised against a peer", "raise privacy.colluders"
     if request.threats == ("peer",):
-        raise ConfigError(f"--threat peer needs a peer, but {why}; choose --threat server or raise federation.nodes")
+        raise ConfigError(f"--threat peer needs a peer, but {why}; choose --threat server or {remedy}")
     not_run["attacks by a peer"] = why
     return tuple(name for name in request.threats if name != "peer")
 
@@ -237,7 +244,7 @@ def possible_threats(subject: Subject, request: Request, not_run: NotRun) -> tup
 def simplified(subject: Subject, threats: Sequence[Threat]) -> NotRun:
     """What of the federation the attackers who see averages are not shown, and why that hides nothing."""
     federation = subject.config.federation
-    if not {"peer", "model"} & set(threats):
+    if not {"peer", "model"} & set(threats) or subject.claim.survivors:
         return {}
     covered = "; whatever is made of the updates, the attacker server sees them all"
     found = {}

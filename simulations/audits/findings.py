@@ -16,6 +16,12 @@ THREATS: dict[Threat, str] = {
     "peer": "sees the global head before and after each round",
     "model": "sees the final head only",
 }
+OF_SUMS: dict[Threat, str] = {
+    "server": "sees every sum over nodes, and knows the noise of the colluders that the plan allows for",
+    "peer": "sees every sum over nodes, and knows its own share of the noise",
+    "model": "sees the final head only, and knows no node's noise",
+}
+"""The same under trust secagg."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,9 @@ class Claim:
         sampling_rate: q.
         noise_multiplier: sigma.
         clipping_norm: C.
+        survivors: nodes whose shares of noise are in a sum at least, under trust ``"secagg"``; else 0.
+        honest: of these, whose shares the server and its colluders do not know.
+        epsilon_against_model: against whoever knows no node's noise, under trust ``"secagg"``.
     """
 
     epsilon: float
@@ -41,6 +50,19 @@ class Claim:
     sampling_rate: float
     noise_multiplier: float
     clipping_norm: float
+    survivors: int = 0
+    honest: int = 0
+    epsilon_against_model: float | None = None
+
+    def promised(self, threat: Threat) -> float:
+        """Epsilon against this attacker."""
+        if threat == "model" and self.epsilon_against_model is not None:
+            return self.epsilon_against_model
+        return self.epsilon
+
+    def sees(self, threat: Threat) -> str:
+        """What this attacker sees, as a clause."""
+        return (OF_SUMS if self.survivors else THREATS)[threat]
 
 
 @dataclass(frozen=True)

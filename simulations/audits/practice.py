@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from client.home import Records
 from client.ledger import Ledger, Reservation, Spend
+from client.summing import noised_sum
 from client.training import private_update, train_round
 from common.backbones.backbone import Backbone
 from common.data.local import LocalData
@@ -25,8 +26,10 @@ from common.heads import head_arrays, load_arrays
 from common.messages import Offer, TrainTask, Update
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
+from simulations.audits.probes import PatientSampling, Sampling, Who, sampling_of
 
 NO_CAP = 1e12  # an epsilon that no test of a node reaches
+PATIENT_SIZES = (1, 2, 5, 12)  # records of the patients that a replay makes up
 
 PrivateSteps = Callable[[nn.Module, TrainTask, Records, PrivacyPlan, tuple[Randomness, Randomness]], dict[str, Tensor]]
 
@@ -41,12 +44,15 @@ class Practice:
             ``client.home.Node``.
         spent: epsilon that the node's own books show after so many rounds of a plan.
         features: of records, from a backbone, the name of its last frozen stage and the records.
+        share: what a node masks in a round of sums, see ``client.summing.noised_sum``: it takes a head, a ``SumTask``,
+            a ``client.home.Node`` and the node's plan.
     """
 
     update: PrivateSteps
     train: Callable[..., Update]
     spent: Callable[[PrivacyPlan, int], float]
     features: Callable[[Backbone, str, LocalData], NDArray[np.float32]]
+    share: Callable[..., NDArray[np.int64]] = noised_sum
 
 
 @dataclass(frozen=True)
@@ -87,40 +93,75 @@ class Company:
         features: shape (n, D).
         targets: of the n records.
         numbers: shape (n,), int64.
+        patients: of each record the number of its patient, which stays the patient's own; None where records are the
+            unit.
     """
 
     features: Tensor
     targets: Tensor
     numbers: NDArray[np.int64]
+    patients: NDArray[np.int64] | None = None
 
     @property
     def records(self) -> Records:
         """As a node holds them."""
-        return Records(self.features.numpy(), np.arange(len(self.features)), self.targets)
+        own = None if self.patients is None else np.unique(self.patients, return_inverse=True)[1]
+        return Records(self.features.numpy(), np.arange(len(self.features)), self.targets, own)
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """Of each record the number of its unit."""
+        return self.numbers if self.patients is None else self.patients
+
+    @property
+    def nobody(self) -> Company:
+        """The same data set without a unit."""
+        return self.take(np.zeros(len(self.numbers), dtype=bool))
+
+    def drawn(self, flags: NDArray[np.bool_]) -> Company:
+        """The units whose flags are set, shape (units,), in the order of their numbers."""
+        return self.take(flags[np.unique(self.units, return_inverse=True)[1]])
 
     @property
     def key(self) -> bytes:
         """What tells two of them apart."""
         return self.features.numpy().tobytes() + self.targets.numpy().tobytes() + self.numbers.tobytes()
 
+    def sampling(self, who: Who = "sampled", seed: int = 0) -> Sampling | PatientSampling:
+        """Streams of sampling that stay a unit's own in every data set."""
+        return sampling_of(self.numbers, self.patients, who, seed)
+
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Company:
         """Some of them."""
         chosen = torch.from_numpy(rows)
-        return Company(self.features[chosen], self.targets[chosen], self.numbers[rows])
+        patients = None if self.patients is None else self.patients[rows]
+        return Company(self.features[chosen], self.targets[chosen], self.numbers[rows], patients)
 
     def joined_by(self, features: Tensor, target: Tensor) -> Company:
         """With one record more at the end, which has a number that nobody has."""
-        number = np.array([self.numbers.max(initial=-1) + 1_000_003])
+        return self.joined_by_unit(features[None], target[None])
+
+    def joined_by_unit(self, features: Tensor, targets: Tensor) -> Company:
+        """With one unit more at the end, all of these records, which have numbers that nobody has."""
+        numbers = self.numbers.max(initial=-1) + 1_000_003 + np.arange(len(targets))
+        patients = self.patients
+        if patients is not None:
+            patients = np.append(patients, np.full(len(targets), patients.max(initial=-1) + 1_000_003))
         return Company(
-            torch.cat([self.features, features[None]]),
-            torch.cat([self.targets, target[None]]),
-            np.concatenate([self.numbers, number]),
+            torch.cat([self.features, features]),
+            torch.cat([self.targets, targets]),
+            np.concatenate([self.numbers, numbers]),
+            patients,
         )
 
 
 def company(specimen: Specimen) -> Company:
-    """All records of a specimen."""
-    return Company(specimen.features, specimen.targets, np.arange(len(specimen.features), dtype=np.int64))
+    """All records of a specimen; for the unit patient dealt out to patients of ``PATIENT_SIZES``, over and over."""
+    if specimen.offer.terms.unit == "record":
+        return Company(specimen.features, specimen.targets, np.arange(len(specimen.features), dtype=np.int64))
+    patients = np.repeat(np.arange(len(PATIENT_SIZES)), PATIENT_SIZES)
+    rows = torch.arange(len(patients)) % len(specimen.features)
+    return Company(specimen.features[rows], specimen.targets[rows], np.arange(len(patients)), patients)
 
 
 def learning_rate(plan: PrivacyPlan) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Who = Literal["sampled", "everyone", "nobody"]
+_OF_RECORDS = 1_000_003  # a seed
 
 
 class Sampling:
@@ -74,3 +75,49 @@ class Noise:
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
         """Flags; nothing that adds noise rightly asks for any."""
         return self._stream.random(n) < rate
+
+
+class PatientSampling:
+    """Sampling with a stream for each patient and one for each record, so that the others' draws stay as they are.
+
+    Args:
+        patients: of each record the number of its patient, shape (n,), the same in every data set.
+        numbers: of the records, shape (n,).
+        who: as ``Sampling`` takes it, of patients.
+        seed: of the patients' streams.
+    """
+
+    kind: Literal["seeded"] = "seeded"
+
+    def __init__(
+        self, patients: NDArray[np.int64], numbers: NDArray[np.int64], who: Who = "sampled", seed: int = 0
+    ) -> None:
+        self._patients = Sampling(np.unique(patients), who, seed)
+        self._records = Sampling(numbers, seed=_OF_RECORDS)
+        self.asked, self.flags = self._patients.asked, self._patients.flags
+
+    def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
+        """Answer for the n patients."""
+        return self._patients.bernoulli(n, rate)
+
+    def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """A number of each record, by which those that take part are chosen."""
+        return self._records.normal(shape)
+
+
+def sampling_of(
+    numbers: NDArray[np.int64], patients: NDArray[np.int64] | None, who: Who = "sampled", seed: int = 0
+) -> Sampling | PatientSampling:
+    """Streams of its own for each unit: for each record, or for each patient where there are some."""
+    return Sampling(numbers, who, seed) if patients is None else PatientSampling(patients, numbers, who, seed)
+
+
+class ShareOfNoise:
+    """Uniform words for a node's share of noise, the same from every instance of a seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._stream = np.random.PCG64DXSM([seed, 4])
+
+    def words(self, n: int) -> NDArray[np.uint64]:
+        """So many words."""
+        return np.asarray(self._stream.random_raw(n), dtype=np.uint64)

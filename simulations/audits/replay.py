@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.home import open_node, simulated_in_process
+from client.home import Node, open_node, simulated_in_process
 from common.config import RunConfig, to_flat
 from common.data.federation import source_targets
 from common.data.local import LocalData
@@ -25,11 +25,22 @@ from common.model import make_head, trained_head
 from common.privacy.plan import PrivacyTerms
 from simulations.audits.practice import SHIPPED, Practice, Specimen
 from simulations.audits.replay_finding import Finding
-from simulations.audits.replay_node import Sources, replay_books, replay_features, replay_node
+from simulations.audits.replay_node import replay_books, replay_features, replay_node
 from simulations.audits.replay_steps import replay_steps
+from simulations.audits.replay_sums import SUM_CHECKS, replay_sums
+from simulations.audits.sum_specimens import sum_specimen
 from simulations.preflight import Preflight, check
 
-__all__ = ["CHECKS", "Finding", "builtin_replay", "builtin_specimen", "replay", "replay_node", "replay_steps"]
+__all__ = [
+    "CHECKS",
+    "SUM_CHECKS",
+    "Finding",
+    "builtin_replay",
+    "builtin_specimen",
+    "replay",
+    "replay_node",
+    "replay_steps",
+]
 
 CHECKS = {
     "sensitivity": "one record more or less moves the clipped sum, and the release, by at most C",
@@ -59,7 +70,8 @@ def replay(config: RunConfig, practice: Practice = SHIPPED, records: int = 6) ->
         records: how many of the first node's records take part, at least 2.
 
     Returns:
-        One finding a check, in the order of ``CHECKS``.
+        One finding a check, in the order of ``CHECKS``; under trust ``"secagg"`` those of ``SUM_CHECKS``, and of
+        ``CHECKS`` the books and the features.
 
     Raises:
         ConfigError: data, backbone or cut are not usable.
@@ -70,10 +82,15 @@ def replay(config: RunConfig, practice: Practice = SHIPPED, records: int = 6) ->
     model, federation = specimen.offer.model, preflight.federation
     rows = next(iter(federation.shares.values()))[: records + 1]
     subject, rounds = specimen.name, specimen.offer.terms.rounds
+    sources = _sources_of(config)
     with threads(1):
+        if specimen.offer.terms.trust == "secagg":
+            looked = replay_sums(practice, specimen, {name: node.share_of_noise for name, node in sources.items()})
+        else:
+            own = {name: node.randomness for name, node in sources.items()}
+            looked = (*replay_steps(practice, specimen), *replay_node(practice, specimen, own))
         return (
-            *replay_steps(practice, specimen),
-            *replay_node(practice, specimen, _sources_of(config)),
+            *looked,
             replay_books(practice, subject, specimen.plan, rounds),
             replay_features(practice, subject, cached_backbone(model.backbone), model.cut, federation.data, rows),
         )
@@ -96,6 +113,8 @@ def builtin_replay(practice: Practice = SHIPPED) -> tuple[Finding, ...]:
             *replay_node(practice, specimen),
             replay_books(practice, specimen.name, long.plan, 4),
             replay_features(practice, specimen.name, backbone, specimen.offer.model.cut, data, np.arange(5)),
+            *replay_sums(practice, sum_specimen(specimen)),
+            *replay_sums(practice, sum_specimen(specimen, "patient")),
         )
 
 
@@ -132,7 +151,8 @@ def _specimen_of(preflight: Preflight, records: int) -> Specimen:
     head = trained_head(offer.model, preflight.proposal.start)
     targets = source_targets(preflight.federation, offer.model.backbone)[torch.from_numpy(rows)]
     name = f"{offer.model.head} head on {offer.model.backbone}"
-    return Specimen(name, head, offer, as_tensor(preflight.features, rows), targets, len(share))
+    declared = preflight.federation.units(share, offer.terms.unit)
+    return Specimen(name, head, offer, as_tensor(preflight.features, rows), targets, declared)
 
 
 def _mixed(strata: NDArray[np.int64], share: NDArray[np.int64], records: int) -> NDArray[np.int64]:
@@ -143,9 +163,9 @@ def _mixed(strata: NDArray[np.int64], share: NDArray[np.int64], records: int) ->
     return share[np.argsort(ranks, kind="stable")[:records]]
 
 
-def _sources_of(config: RunConfig) -> Sources:
-    """Where the run's first nodes draw from."""
+def _sources_of(config: RunConfig) -> dict[str, Node]:
+    """The run's first nodes, which say where they draw from."""
     nodes = min(2, config.federation.nodes)
     with tempfile.TemporaryDirectory() as folder, simulated_in_process(Path(folder)):
         opened = [open_node(1, to_flat(config), {"partition-id": number}) for number in range(nodes)]
-    return {node.name: node.randomness for node in opened}
+    return {node.name: node for node in opened}

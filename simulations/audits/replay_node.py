@@ -26,7 +26,7 @@ from common.privacy.noise import Randomness, SeededRandomness
 from common.privacy.plan import PrivacyPlan
 from simulations.audits.estimators import gaussian_epsilon
 from simulations.audits.practice import NO_CAP, Company, Practice, Specimen, company, released_sum, task_for
-from simulations.audits.probes import Noise, Sampling
+from simulations.audits.probes import Noise
 from simulations.audits.replay_finding import Case, Finding, at_most, guarded, stated
 from simulations.audits.replay_steps import ROUNDING, leaving, noise_error, strangers
 
@@ -149,7 +149,8 @@ def node_for(
         declared_size=specimen.declared_size,
         classes=model.classes,
         task=model.task,
-        policy=Policy(cap, terms.delta, terms.unit, partial=True),  # or a long plan is refused before its first round
+        # partial, or a long plan is refused before its first round
+        policy=Policy(cap, terms.delta, terms.unit, partial=True, trusts=frozenset({terms.trust})),
         simulated=True,
         open_ledger=lambda: Ledger.open(path, name, delta=terms.delta, epsilon_cap=cap, durable=False),
         records=lambda model: place.records,
@@ -172,7 +173,7 @@ def _noise(practice: Practice, specimen: Specimen) -> Finding:
 
 def _fresh(practice: Practice, specimen: Specimen, sources: Sources) -> Finding:
     """No two rounds and no two nodes share their noise."""
-    nobody = company(specimen).take(np.zeros(len(specimen.features), dtype=bool))
+    nobody = company(specimen).nobody
     drawn = {}
     for name, source in list(sources.items())[:2]:
         with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +193,7 @@ def _repeat(practice: Practice, specimen: Specimen) -> Finding:
     calls = iter(range(1000))
 
     def randomness(round_: int) -> tuple[Randomness, Randomness]:
-        return Sampling(company(specimen).numbers), Noise(1.0, seed=next(calls))
+        return company(specimen).sampling(), Noise(1.0, seed=next(calls))
 
     with tempfile.TemporaryDirectory() as folder:
         node = node_for(specimen, company(specimen), Path(folder), randomness)
@@ -220,11 +221,12 @@ def _company(practice: Practice, specimen: Specimen) -> Finding:
     """One record more at the node moves what it releases by at most C over the divisor."""
     norm, whole, cases = specimen.plan.terms.clipping_norm, company(specimen), []
     other = _released(practice, specimen, whole, 1, Noise(1.0))
-    for what, features, target in strangers(specimen):
-        one = _released(practice, specimen, whole.joined_by(features, target), 1, Noise(1.0))
+    for what, features, targets in strangers(specimen):
+        one = _released(practice, specimen, whole.joined_by_unit(features, targets), 1, Noise(1.0))
         slack = ROUNDING * float(np.linalg.norm(one) + np.linalg.norm(other)) / norm
         cases.append(Case(float(np.linalg.norm(one - other)) / norm, slack, what))
-    promise = "one record more at a node moves the noisy sum that it releases by at most the clipping norm (1 C)"
+    unit = specimen.offer.terms.unit
+    promise = f"one {unit} more at a node moves the noisy sum that it releases by at most the clipping norm (1 C)"
     return at_most("company", specimen.name, promise, 1.0, cases)
 
 
@@ -244,7 +246,7 @@ def _released(practice: Practice, specimen: Specimen, place: Company, round_: in
     """What a node with these records releases in a round, all of them taking part; later rounds start elsewhere."""
     task = _moved(task_for(specimen, round_), 0.25 * (round_ - 1))
     with tempfile.TemporaryDirectory() as folder:
-        node = node_for(specimen, place, Path(folder), lambda _: (Sampling(place.numbers, "everyone"), noise))
+        node = node_for(specimen, place, Path(folder), lambda _: (place.sampling("everyone"), noise))
         return released_sum(practice.train(task, node).head, task, specimen.plan)
 
 

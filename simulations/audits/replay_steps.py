@@ -15,13 +15,14 @@ from torch import Tensor
 
 from common.heads import load_arrays
 from simulations.audits.practice import Company, Practice, Specimen, company, private_steps, task_for
-from simulations.audits.probes import Noise, Sampling, Who
+from simulations.audits.probes import Noise, PatientSampling, Sampling, Who
 from simulations.audits.replay_finding import Case, Finding, at_most, guarded, stated
 
 ROUNDING = 2.0**-22  # of a float32 head, relative to its norm, with room for an upper head's own rounding
 MANY_STEPS = 3
 LOUD = 1e3  # by which a stranger's features are larger than a record's
 UNCLIPPED = 32.0  # times the clipping norm; its inverse clips every record
+MANY_RECORDS = 50  # of a patient that is added
 MOST_REMOVED = 2  # records that are taken away, one at a time
 SAMPLINGS = 3  # draws of who takes part that are looked at
 
@@ -47,24 +48,36 @@ def replay_steps(practice: Practice, specimen: Specimen) -> tuple[Finding, ...]:
 
 
 def strangers(specimen: Specimen) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Records that nobody has and that pull as hard as they can: (what, features, target)."""
+    """Units that nobody has and that pull as hard as they can: (what, features (n, ...), targets (n, ...))."""
     features, targets = specimen.features, specimen.targets
     other = targets[_another(targets)]
-    yield "a record that says nothing but its label was added", torch.zeros_like(features[0]), other
-    yield "a record with huge features was added", LOUD * features[0], other
-    yield "a record with another's label was added", features[0], other
-    yield "a record was added twice", features[0], targets[0]
+    kinds = (
+        ("a record that says nothing but its label was added", torch.zeros_like(features[0]), other),
+        ("a record with huge features was added", LOUD * features[0], other),
+        ("a record with another's label was added", features[0], other),
+        ("a record was added twice", features[0], targets[0]),
+    )
+    for what, own, target in kinds:
+        if specimen.offer.terms.unit == "record":
+            yield what, own[None], target[None]
+        else:
+            told = what.replace("a record", f"a patient of {MANY_RECORDS} records, each", 1)
+            yield told, torch.stack([own] * MANY_RECORDS), torch.stack([target] * MANY_RECORDS)
+    if specimen.offer.terms.unit != "record":
+        rows = torch.arange(MANY_RECORDS) % len(targets)
+        yield f"a patient of {MANY_RECORDS} unlike records was added", LOUD * features[rows], targets[rows]
 
 
 def neighbours(specimen: Specimen) -> Iterator[tuple[str, Company, Company]]:
-    """Pairs of data sets of which the first has one record more: (what, more, less)."""
+    """Pairs of data sets of which the first has one unit more: (what, more, less)."""
     whole = company(specimen)
-    nobody = whole.take(np.zeros(len(whole.numbers), dtype=bool))
-    for what, features, target in strangers(specimen):
-        yield what, whole.joined_by(features, target), whole
-        yield f"{what}, to no others", nobody.joined_by(features, target), nobody
-    for row in range(min(MOST_REMOVED, len(whole.numbers))):
-        yield f"record {row} was removed", whole, whole.take(np.arange(len(whole.numbers)) != row)
+    for what, features, targets in strangers(specimen):
+        yield what, whole.joined_by_unit(features, targets), whole
+        yield f"{what}, to no others", whole.nobody.joined_by_unit(features, targets), whole.nobody
+    unit = specimen.offer.terms.unit
+    removed = np.unique(whole.units)
+    for number in removed[:MOST_REMOVED] if unit == "record" else removed:
+        yield f"{unit} {number} was removed", whole, whole.take(whole.units != number)
 
 
 _VIEWS: tuple[tuple[float, Who, float], ...] = (
@@ -93,7 +106,7 @@ def _sensitivity(practice: Practice, specimen: Specimen) -> Finding:
             one, other = seen[more.key], seen[less.key]
             slack = ROUNDING * float(np.linalg.norm(one) + np.linalg.norm(other))
             cases.append(Case(float(np.linalg.norm(one - other)), slack, what))
-    promise = "one record more or less moves the noisy sum by at most the clipping norm (1 C)"
+    promise = f"one {specimen.offer.terms.unit} more or less moves the noisy sum by at most the clipping norm (1 C)"
     return at_most("sensitivity", specimen.name, promise, 1.0, cases)
 
 
@@ -144,12 +157,12 @@ def _sampling(practice: Practice, specimen: Specimen) -> Finding:
     whole, norm = company(specimen), specimen.plan.terms.clipping_norm
     cases = []
     for seed in range(SAMPLINGS):
-        sampling = Sampling(whole.numbers, "sampled", seed)
+        sampling = whole.sampling("sampled", seed)
         found = _run(practice, specimen, whole, sampling, Noise(0.0))
-        flags = sampling.flags[0] if sampling.flags else np.zeros(len(whole.numbers), dtype=bool)
-        wanted = _sum(practice, specimen, whole.take(flags), "everyone", 0.0)
+        flags = sampling.flags[0] if sampling.flags else np.zeros(len(np.unique(whole.units)), dtype=bool)
+        wanted = _sum(practice, specimen, whole.drawn(flags), "everyone", 0.0)
         slack = ROUNDING * float(np.linalg.norm(found) + np.linalg.norm(wanted)) / norm
-        what = f"{int(flags.sum())} of {len(flags)} records were drawn"
+        what = f"{int(flags.sum())} of {len(flags)} were drawn"
         cases.append(Case(float(np.linalg.norm(found - wanted)) / norm, slack, what))
     promise = "the sum is that of the records whose own flag was drawn, in units of C"
     return at_most("sampling", specimen.name, promise, 0.0, cases)
@@ -159,9 +172,9 @@ def _steps(practice: Practice, specimen: Specimen) -> Finding:
     """Each step asks for one flag a record at the plan's rate, and the number of steps is the plan's."""
     rate = specimen.plan.terms.sampling_rate
     for what, place in _places(specimen):
-        sampling = Sampling(place.numbers)
+        sampling = place.sampling()
         _run(practice, specimen, place, sampling, Noise(1.0))
-        expected = [(len(place.numbers), rate)] * MANY_STEPS
+        expected = [(len(np.unique(place.units)), rate)] * MANY_STEPS
         if sampling.asked != expected:
             came = f"{len(sampling.asked)} times {sorted(set(sampling.asked))} (flags, rate), when {what}"
             return stated("steps", specimen.name, _STEPS.format(MANY_STEPS, rate), False, came)
@@ -189,7 +202,7 @@ def _what_leaves(practice: Practice, specimen: Specimen) -> Finding:
     """Trainable parameters, and nothing beside them."""
     task, whole = task_for(specimen), company(specimen)
     load_arrays(specimen.head, task.head)
-    randomness = Sampling(whole.numbers), Noise(1.0)
+    randomness = whole.sampling(), Noise(1.0)
     released = practice.update(specimen.head, task, whole.records, specimen.plan, randomness)
     load_arrays(specimen.head, task.head)
     return leaving("what leaves", specimen.name, released, task.head)
@@ -222,11 +235,11 @@ def _sampled(specimen: Specimen) -> Specimen:
 
 def _sum(practice: Practice, specimen: Specimen, place: Company, who: Who, noise: Noise | float) -> NDArray[np.float64]:
     source = noise if isinstance(noise, Noise) else Noise(noise, seed=1)
-    return _run(practice, specimen, place, Sampling(place.numbers, who), source)
+    return _run(practice, specimen, place, place.sampling(who), source)
 
 
 def _run(
-    practice: Practice, specimen: Specimen, place: Company, sampling: Sampling, noise: Noise
+    practice: Practice, specimen: Specimen, place: Company, sampling: Sampling | PatientSampling, noise: Noise
 ) -> NDArray[np.float64]:
     return private_steps(practice, specimen, task_for(specimen), place.records, (sampling, noise))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from simulations.audits.alarms import ALARM, Estimate, audit_steps
 from simulations.audits.practice import Practice
 from simulations.audits.replay_finding import STOP, Finding, stated
+from simulations.audits.sum_alarms import audit_sums
 
 SUBJECT = "linear head on four features"
 
@@ -22,8 +25,17 @@ def attack_steps(practice: Practice, seed: int) -> tuple[Finding, ...]:
     Returns:
         A finding for each bound; a practice that keeps its promise fails each with probability ``ALARM`` at most.
     """
+    return _findings(lambda: audit_steps(practice, seed))
+
+
+def attack_sums(practice: Practice, seed: int) -> tuple[Finding, ...]:
+    """The same for sums over nodes: see ``simulations.audits.sum_alarms``."""
+    return _findings(lambda: audit_sums(practice, seed))
+
+
+def _findings(attacked: Callable[[], Iterable[Estimate]]) -> tuple[Finding, ...]:
     try:
-        return tuple(_finding(estimate) for estimate in audit_steps(practice, seed))
+        return tuple(_finding(estimate) for estimate in attacked())
     except Exception as error:  # steps that stop are a finding, too
         came = f"they stopped with {type(error).__name__}: {error}"
         return (stated("private steps under attack", SUBJECT, "private steps end, whatever the records", False, came),)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from client.home import Node, Records
 from client.ledger import Spend, StoredReply
-from client.training import private_update, train_round
+from client.training import private_update, require_local, train_round
 from common.backbones.backbone import Backbone
 from common.data.local import LocalData
 from common.errors import PrivacyError
@@ -40,6 +40,7 @@ def whole_round(update: PrivateSteps = private_update, spy: Spy | None = None, r
     def train(task: TrainTask, node: Node) -> Update:
         node = node if spy is None else spy(task, node)
         plan = node.policy.accept(task.offer, node.declared_size)
+        require_local(plan)
         module = trained_head(task.offer.model, task.head)
         with node.open_ledger() as ledger:
             reservation = ledger.reserve(Spend(task.offer.run_id, task.round, arrays_digest(task.head)), plan)

@@ -11,6 +11,7 @@ from simulations.audits.alarms import Estimate, audit_rounds, audit_steps
 from simulations.audits.practice import Practice
 from simulations.audits.replay import builtin_replay
 from simulations.audits.replay_finding import Finding
+from simulations.audits.sum_alarms import audit_sums
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ def kill(name: str, practice: Practice) -> Killing:
     """Audit a practice in full."""
     began = time.process_time()
     failed = [finding for finding in builtin_replay(practice) if not finding.holds]
-    raised = [estimate for estimate in (*audit_steps(practice), *audit_rounds(practice)) if estimate.alarm]
-    killers = [f"replay: {finding.check}" for finding in failed]
+    estimates = (*audit_steps(practice), *audit_rounds(practice), *audit_sums(practice))
+    raised = [estimate for estimate in estimates if estimate.alarm]
+    killers = list(dict.fromkeys(f"replay: {finding.check}" for finding in failed))
     killers += [f"{estimate.attack} ({estimate.estimator})" for estimate in raised]
     margins = [*map(_figure, failed), *map(_ratio, raised)]
     best = next((margin for margin in margins if margin), "–")

@@ -14,6 +14,7 @@ from common.privacy.plan import PrivacyPlan
 from simulations.audits.practice import SHIPPED, Practice, PrivateSteps
 from tests.audits import broken_nodes as nodes
 from tests.audits import broken_steps as steps
+from tests.audits import broken_sums as sums
 from tests.audits.broken_nodes import Train, whole_round
 from tests.audits.broken_steps import private_steps
 
@@ -101,6 +102,13 @@ def mutants() -> Iterator[Mutant]:
         "amplification by cohorts claimed": ("Amplification by client", nodes.cohort_amplified),
     }
     yield from (Mutant(name, pitfall, _books(spent)) for name, (pitfall, spent) in books.items())
+    shares = "Shares of noise that do not add up"
+    of_sums = {
+        "one node adds no noise": (shares, sums.one_without_noise),
+        "noise shares sized for all nodes": (shares, sums.sized_for_all),
+        "a patient's records clipped one by one": ("A patient's records clipped", sums.records_clipped),
+    }
+    yield from (Mutant(name, pitfall, replace(SHIPPED, share=share)) for name, (pitfall, share) in of_sums.items())
     extracted = replace(SHIPPED, features=nodes.centred_features)
     yield Mutant("the cache centres on the records that it is given", centred, extracted)
 

@@ -20,8 +20,10 @@ from client.patient_sums import draw, patient_clipped_sum
 from client.training import private_update, train_round
 from common.errors import PrivacyError
 from common.model import trained_head
+from common.privacy.accountant import noise_multiplier_for
 from common.privacy.noise import SeededRandomness
 from common.tasks import PerUnitLoss, classification_loss, task_named
+from simulations.audits.estimators import gaussian_epsilon
 from tests.client.test_mechanism import assert_same, by_opacus, clip_and_sum, linear, one_by_one, squared_loss
 from tests.client.test_token_sums import draw as draw_tokens
 from tests.client.test_token_sums import token_head
@@ -130,6 +132,22 @@ def test_control_with_records_clipped_a_patient_moves_the_sum_by_nearly_as_many_
     more = clipped_sum(head, classification_loss, features, targets, 0.5)
     less = clipped_sum(head, classification_loss, features[count:], targets[count:], 0.5)
     assert distance(more, less) > 0.99 * count * 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 50])
+def test_accounting_for_records_promises_a_patient_too_little_and_for_patients_enough(count: int) -> None:
+    """What one full-batch release certainly costs a patient of alike records, where epsilon = 1 is stated."""
+    delta, norm, head = 1e-5, 0.5, linear(7, 4, True)
+    sigma = noise_multiplier_for(1.0, delta, 1.0, 1)
+    features, targets = records(1, 1, 7, 4, 5.0)
+    features, targets = features.repeat(count, 1), targets.repeat(count)
+    by_record = clipped_sum(head, classification_loss, features, targets, norm)
+    by_patient = patient_clipped_sum(head, classification_loss, features, targets, np.array([count]), norm)
+    nothing = ClippedSum({name: 0 * value for name, value in by_record.values.items()}, norm, 0)
+    truth = [gaussian_epsilon(distance(each, nothing) / norm / sigma, delta) for each in (by_record, by_patient)]
+    assert truth[1] <= 1.0 + 1e-6
+    assert truth[0] > 1.0 if count > 1 else truth[0] == pytest.approx(truth[1])
+    assert truth[0] > 20 or count < 50
 
 
 def test_a_patients_gradient_has_the_same_bits_in_any_company() -> None:

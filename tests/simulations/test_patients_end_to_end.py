@@ -61,16 +61,17 @@ def test_plans_ledgers_result_and_report_speak_of_patients(finished: Path) -> No
     assert "one patient" in (run / "model" / "MODEL_CARD.md").read_text()
 
 
-def test_the_audits_read_its_ledgers_and_attacks_are_refused(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_audits_read_its_ledgers_and_plant_patients(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = finished / "run"
     (ledger, *_) = sorted((run / "ledgers").glob("*.sqlite"))
     config = run / "config.toml"
     assert fedgraft.main(["audit", "ledger", str(ledger), "--config", str(config)]) == 0
     assert "patient" in capsys.readouterr().out
-    assert fedgraft.main(["audit", "attack", str(config)]) == 2
-    assert "attacks plant and remove single records" in capsys.readouterr().err
+    few = ["--method", "clopper-pearson", "--threat", "server", "--heads", "800"]
+    assert fedgraft.main(["audit", "attack", str(config), "--canary", "gradient", *few]) == 0
+    assert "per patient" in capsys.readouterr().out
+    assert fedgraft.main(["audit", "attack", str(config), "--canary", "records", *few]) == 2
+    assert "a patient's records belong together" in capsys.readouterr().err
     other = finished / "other.toml"
     other.write_text(config.read_text().replace("records_per_patient = 3", "records_per_patient = 4"))
     assert fedgraft.main(["audit", "ledger", str(ledger), "--config", str(other)]) == 3

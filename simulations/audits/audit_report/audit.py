@@ -30,7 +30,7 @@ class Bound:
 
     def breaks(self, claim: Claim) -> bool:
         """Whether the promise is refuted, at ``ALARM_LEVEL``."""
-        return self.sure is not None and self.sure > claim.epsilon
+        return self.sure is not None and self.sure > claim.promised(self.found.threat)
 
 
 @dataclass(frozen=True)

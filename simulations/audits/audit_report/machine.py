@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simulations.audits.audit_report import words
 from simulations.audits.audit_report.audit import ALARM_LEVEL, Audit, Bound, MembershipTest
-from simulations.audits.findings import THREATS, Vector
+from simulations.audits.findings import Claim, Vector
 
 FORMAT = "fedgraft audit 1"
 BINS = 40
@@ -37,7 +37,7 @@ def to_dict(audit: Audit, *, scores: bool = True) -> dict[str, Any]:
         "alarm_level": ALARM_LEVEL,
         "verdict": words.verdict(audit),
         "claim": {name: number(value) for name, value in asdict(audit.claim).items()},
-        "bounds": [bound(one) for one in audit.bounds],
+        "bounds": [bound(audit.claim, one) for one in audit.bounds],
         **({"attacks": attacks(audit)} if scores else {}),
         "memberships": [membership(test) for test in audit.memberships],
         "reconstructions": [asdict(one) for one in audit.reconstructions],
@@ -59,12 +59,12 @@ def number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def bound(one: Bound) -> dict[str, Any]:
+def bound(claim: Claim, one: Bound) -> dict[str, Any]:
     """Return one lower bound."""
     found = one.found
     return {
         "threat": found.threat,
-        "sees": THREATS[found.threat],
+        "sees": claim.sees(found.threat),
         "canary": found.canary,
         "method": found.method,
         "epsilon": number(found.epsilon),

@@ -59,7 +59,7 @@ def reading(audit: Audit) -> list[str]:
 def who(audit: Audit) -> str:
     """Say who attacks."""
     seen = {one.found.threat for one in audit.bounds}
-    return " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in THREATS.items() if name in seen)
+    return " ".join(f"{name.capitalize()}: {audit.claim.sees(name)}." for name in THREATS if name in seen)
 
 
 def bounds_table(audit: Audit) -> Markup:
@@ -317,6 +317,11 @@ def claim_table(audit: Audit) -> Markup:
     claim = audit.claim
     rows = [
         ["ε", words.claimed(claim.epsilon)],
+        *(
+            [["ε against whoever sees the model", words.claimed(claim.epsilon_against_model)]]
+            if claim.epsilon_against_model is not None
+            else []
+        ),
         ["δ", wording.plain(claim.delta)],
         ["Unit", claim.unit],
         ["Trust", claim.trust],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from simulations.audits.audit_report.audit import ALARM_LEVEL, Audit, Bound, MembershipTest
-from simulations.audits.findings import THREATS, Claim, LowerBound
+from simulations.audits.findings import Claim, LowerBound
 from simulations.report import wording
 from simulations.report.prose import best_guess, ceiling_percent
 
@@ -137,8 +137,8 @@ def refuted(claim: Claim, bound: Bound) -> str:
     found = bound.found
     condition = f", if {assumed(found)}" if found.assumption else ""
     return (
-        f"the promise allows epsilon {claim.epsilon:.4g} at delta {claim.delta:g}, but an attack ({found.threat}, "
-        f"{CANARIES[found.canary]}, {found.method}) shows at least {floor(bound.sure or 0.0)} with "
+        f"the promise allows epsilon {claim.promised(found.threat):.4g} at delta {claim.delta:g}, but an attack "
+        f"({found.threat}, {CANARIES[found.canary]}, {found.method}) shows at least {floor(bound.sure or 0.0)} with "
         f"{100 * (1 - ALARM_LEVEL):g} % confidence{condition}; release nothing that this code noised before the fault "
         "is found"
     )
@@ -189,7 +189,8 @@ def promised(claim: Claim) -> str:
 def attacked(audit: Audit, bound: Bound) -> str:
     """Say what a lower bound means in the same terms."""
     found = bound.found
-    who = f"The attacker {THREATS[found.threat]} ({found.threat}). What took part or not: {CANARIES[found.canary]}. "
+    who = f"The attacker {audit.claim.sees(found.threat)} ({found.threat}). "
+    who += f"What took part or not: {CANARIES[found.canary]}. "
     if found.epsilon <= 0:
         return who + "Nothing was shown that chance alone could not do."
     return (

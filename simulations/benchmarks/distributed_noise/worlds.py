@@ -14,18 +14,18 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from client.clipping import ClippedSum
-from client.distributed_noise import noised_share
-from client.mechanism import clipped_sum
-from common.heads import build_head
+from client.distributed_noise import rounded
 from common.privacy.accountant import noise_multiplier_for
 from common.privacy.noise import SeededRandomness
 from common.privacy.plan import PrivacyTerms
 from common.privacy.shares import Cohort, NoiseShares, share_out
-from common.tasks import classification_loss
+from common.privacy.skellam_noise import skellam_from_words
 from server.defaults import default_clipping_norm, default_learning_rate
+from simulations.benchmarks.distributed_noise.stacked import Heads, clipped_sums
 
 WORLDS = ("pooled", "trusted server", "secagg", "secagg, one lost, one colluding", "local noise")
 STEPS, DELTA = 30, 1e-5
@@ -38,7 +38,7 @@ class Split:
     """Records of one seed.
 
     Attributes:
-        features: of training records, shape (N, D), double precision.
+        features: of training records, shape (N, D), single precision.
         labels: shape (N,).
         test_features: of held-out records.
         test_labels: of held-out records.
@@ -52,43 +52,75 @@ class Split:
     classes: int
 
 
-def accuracy(world: str, split: Split, nodes: int, epsilon: float, seed: int) -> float:
-    """Train one head and score it on the held-out records.
+@dataclass(frozen=True)
+class Setting:
+    """What is trained.
+
+    Attributes:
+        world: out of ``WORLDS``.
+        epsilon: of the whole run, at ``DELTA``, for one record added or removed.
+    """
+
+    world: str
+    epsilon: float
+
+
+def scores(split: Split, nodes: int, seed: int, settings: Sequence[Setting]) -> list[dict[str, float]]:
+    """Train one head in each setting and score it on the held-out records.
+
+    All are trained together, since they read the same features; each has its own noise and learning rate.
 
     Args:
-        world: out of ``WORLDS``.
         split: the records; every node gets an equal part, drawn by the seed.
         nodes: how many share the training records.
-        epsilon: of the whole run, at ``DELTA``, for one record added or removed.
         seed: of the parts and of the noise, which is another in every world.
+        settings: what is trained.
+
+    Returns:
+        Of each setting the accuracy, and for two classes the AUROC.
     """
-    sigma = noise_multiplier_for(epsilon, DELTA, 1.0, STEPS)
-    dimension = split.features.shape[1]
-    norm = default_clipping_norm(dimension)
-    head = build_head("linear", dimension, split.classes)
-    parameters = sum(value.numel() for value in head.parameters())
+    norm = default_clipping_norm(split.features.shape[1])
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(split.labels)))
-    parts = [order] if world == "pooled" else list(torch.tensor_split(order, nodes))
-    sums = _Sums(world, parts, sigma, norm, parameters, seed)
-    size = len(split.labels)
-    terms = PrivacyTerms("record", "local", 1.0, STEPS, 1, norm, sums.noise_over_norm, DELTA)
-    rate = default_learning_rate(terms, parameters, [size], [1.0], None)
-    with torch.no_grad():
-        for step in range(STEPS):
-            clipped = [
-                clipped_sum(head, classification_loss, split.features[part], split.labels[part], norm) for part in parts
-            ]
-            _move(head, -rate / size * sums.noised(clipped, step))
-        right = head(split.test_features.float()).argmax(dim=1) == split.test_labels
-    return float(right.double().mean())
+    parts = [(split.features[part], split.labels[part]) for part in torch.tensor_split(order, nodes)]
+    heads = Heads.untrained(len(settings), split.classes, split.features.shape[1])
+    parameters = heads.weight[0].numel() + heads.bias[0].numel()
+    sizes = [len(labels) for _, labels in parts]
+    sums = [_sums_of(setting, sizes, norm, parameters, seed) for setting in settings]
+    steps = [_step(each, sum(sizes)) for each in sums]
+    for step in range(STEPS):
+        clipped = [clipped_sums(heads, features, labels, norm) for features, labels in parts]
+        by_head = zip(sums, steps, zip(*clipped, strict=True), strict=True)
+        changes = [-length * own.noised(parts_of, step) for own, length, parts_of in by_head]
+        heads = heads.moved(torch.from_numpy(np.array(changes)))
+    return [_scored(logits, split) for logits in heads.logits(split.test_features)]
+
+
+def _sums_of(setting: Setting, sizes: Sequence[int], norm: float, parameters: int, seed: int) -> _Sums:
+    sigma = noise_multiplier_for(setting.epsilon, DELTA, 1.0, STEPS)
+    held = [sum(sizes)] if setting.world == "pooled" else list(sizes)
+    return _Sums(setting.world, held, sigma, norm, parameters, seed)
+
+
+def _step(sums: _Sums, records: int) -> float:
+    """By how much a sum is multiplied before it is taken off a head."""
+    terms = PrivacyTerms("record", "local", 1.0, STEPS, 1, sums.norm, sums.noise_over_norm, DELTA)
+    return default_learning_rate(terms, sums.parameters, [records], [1.0], None) / records
+
+
+def _scored(logits: Tensor, split: Split) -> dict[str, float]:
+    right = logits.argmax(dim=1) == split.test_labels
+    found = {"accuracy": float(right.double().mean())}
+    if split.classes == 2:
+        found["AUROC"] = float(roc_auc_score(split.test_labels.numpy(), (logits[:, 1] - logits[:, 0]).numpy()))
+    return found
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """How a world's noised sum over all nodes is made."""
+    """How a world's noised sum over all nodes is made; the pool counts as one node that holds ``sizes[0]`` records."""
 
     world: str
-    parts: Sequence[Tensor]
+    sizes: Sequence[int]
     sigma: float
     norm: float
     parameters: int
@@ -97,30 +129,32 @@ class _Sums:
     @cached_property
     def shares(self) -> NoiseShares:
         lost = 1 if "lost" in self.world else 0
-        cohort = Cohort(len(self.parts), lost, lost)
-        return share_out(
-            cohort, self.sigma, self.norm, self.parameters, max(len(part) for part in self.parts), sums=STEPS
-        )
+        cohort = Cohort(len(self.sizes), lost, lost)
+        return share_out(cohort, self.sigma, self.norm, self.parameters, max(self.sizes), sums=STEPS)
 
     @property
     def noise_over_norm(self) -> float:
         """Standard deviation of the noise in the sum over nodes, over the clipping norm; nobody drops out."""
         if self.world == "local noise":
-            return self.sigma * math.sqrt(len(self.parts))
+            return self.sigma * math.sqrt(len(self.sizes))
         if self.world.startswith("secagg"):
-            return math.sqrt(len(self.parts) * self.shares.share_variance) / self.shares.scale / self.norm
+            return math.sqrt(len(self.sizes) * self.shares.share_variance) / self.shares.scale / self.norm
         return self.sigma
 
     def noised(self, clipped: Sequence[ClippedSum], step: int) -> Floats:
-        sources = [SeededRandomness(self.seed, f"node-{i}", step, self.world) for i in range(len(clipped))]
+        """The sum over nodes with all of its noise, which is drawn at once.
+
+        Skellam variables, like normal ones, add up to one of the summed variance: that is what n nodes' shares, or
+        their own noises, are together. Each node's sum is rounded by itself.
+        """
+        source = SeededRandomness(self.seed, f"{len(self.sizes)} nodes", step, self.world)
         if self.world.startswith("secagg"):
             shares = self.shares
-            pairs = zip(clipped, sources, strict=True)
-            return shares.opened(shares.add([noised_share(each, shares, source) for each, source in pairs]))
+            noise = skellam_from_words(source.words, shares.numbers, len(self.sizes) * shares.share_variance)
+            sent = [shares.residues(rounded(_flat(each), shares)) for each in clipped]
+            return shares.opened(shares.add([*sent, shares.residues(noise)]))
         total: Floats = np.sum([_flat(each) for each in clipped], axis=0)
-        noisy = sources if self.world == "local noise" else sources[:1]
-        noise = np.sum([source.normal(total.shape) for source in noisy], axis=0)
-        noisy_total: Floats = total + self.sigma * self.norm * noise
+        noisy_total: Floats = total + self.noise_over_norm * self.norm * source.normal(total.shape)
         return noisy_total
 
 
@@ -128,10 +162,3 @@ def _flat(clipped: ClippedSum) -> Floats:
     """Parameters end to end, in the order of names."""
     flat: Floats = torch.cat([clipped.values[name].flatten() for name in sorted(clipped.values)]).numpy()
     return flat
-
-
-def _move(head: nn.Module, change: Floats) -> None:
-    named = dict(sorted(head.named_parameters()))
-    pieces = torch.split(torch.from_numpy(change), [value.numel() for value in named.values()])
-    for value, piece in zip(named.values(), pieces, strict=True):
-        value.add_(piece.view_as(value))
