@@ -92,7 +92,7 @@ def approve_plan(
         if not yes and not typer.confirm("let runs with this plan in?"):
             raise typer.Abort
     else:
-        digest, words = _digest(plan), "by digest"
+        digest, words = _digest(plan, "a file of `fedgraft server plan`, or "), "by digest"
     with changing_approvals(folder):
         keep_approvals(folder, read_approvals(folder).with_plan(digest, words))
     typer.echo(f"approved plan {digest}")
@@ -162,8 +162,8 @@ def approve_list(home: Home = None) -> None:
             typer.echo(f"{kind.removesuffix('s'):<9} {digest}  {words}")
 
 
-def _digest(text: str) -> str:
-    """A whole digest.
+def _digest(text: str, instead: str = "") -> str:
+    """A whole digest; ``instead`` is what else could have been given.
 
     Raises:
         ConfigError: it is none.
@@ -174,6 +174,7 @@ def _digest(text: str) -> str:
 
     if not re.fullmatch(r"[0-9a-f]{64}", text.lower()):
         raise ConfigError(
-            f"expected a SHA-256 of 64 hexadecimal digits, got {text!r}; the node's log, or the coordinator, has it"
+            f"expected {instead}a SHA-256 of 64 hexadecimal digits, got {text!r}; the node's log, or the coordinator, "
+            "has it"
         )
     return text.lower()

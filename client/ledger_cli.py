@@ -43,12 +43,19 @@ def ledger_export(
     from client.keys import HISTORY, KEY
     from client.node_config import load_node_config
     from client.own_node import ledger_file
+    from common.errors import ConfigError
     from common.privacy.entries import read_entries
     from common.privacy.export import export_ledger
     from common.privacy.key_history import read_rotations
 
     folder = node_of(home)
-    entries = read_entries(ledger_file(folder, load_node_config(folder)))
+    path = ledger_file(folder, load_node_config(folder))
+    if not path.exists():
+        raise ConfigError(
+            f"expected a ledger at {path}, there is none: nothing was released from this data set, or data.id and "
+            "data.ledgers of node.toml are not what they were; export it after the first round"
+        )
+    entries = read_entries(path)
     export_ledger(entries, out, private_key=folder / KEY, rotations=read_rotations(folder / HISTORY))
     typer.echo(f"{len(entries)} entries in {out}, signed; verify with `fedgraft audit ledger {out}`")
 

@@ -136,5 +136,6 @@ def _lines(path: Path) -> list[str]:
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected IDs in {path}, one a line, in UTF-8, got: {error}; correct the file") from error
+        why = error.strerror if isinstance(error, OSError) else "other bytes"
+        raise ConfigError(f"expected IDs in {path}, one a line, in UTF-8, got: {why}; correct the file") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

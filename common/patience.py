@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -14,19 +15,23 @@ Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 
 
-def patient(call: Callable[Given, Answer], pause_s: float = PAUSE_S) -> Callable[Given, Answer]:
-    """A call that is repeated until the answer is no server error of HTTP; for what nothing goes on without.
+def patient(
+    call: Callable[Given, Answer], pause_s: float = PAUSE_S, tries: float = math.inf
+) -> Callable[Given, Answer]:
+    """A call that is repeated while the answer is a server error of HTTP; for what nothing goes on without.
 
     Flower repeats what could not be delivered, and gives up at any answer of 500: its executor ends, and with it the
     server app, and the thread that says that an app is alive.
     """
 
     def again(*arguments: Given.args, **options: Given.kwargs) -> Answer:
+        left = tries
         while True:
+            left -= 1
             try:
                 return call(*arguments, **options)
             except httpx.HTTPStatusError as error:
-                if not error.response.is_server_error:
+                if left < 1 or not error.response.is_server_error:
                     raise
                 time.sleep(pause_s)
 

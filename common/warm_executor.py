@@ -59,6 +59,8 @@ RUNNERS = ("flwr.supernode.runtime.run_clientapp", "flwr.superlink.runtime.run_s
 FINDERS = ("flwr.clientapp.utils", "flwr.superlink.runtime.run_serverapp")
 SCRATCH = "apps-"
 ASKED_FOR_EVER = ("AcquireTask", "SendTaskHeartbeat")
+ASKED_AGAIN = ("GetNodes", "PushMessages", "PushObject", "PullObject", "ConfirmMessageReceived")
+TRIES = 10  # each waits up to half a minute, and ends a run where it fails
 
 log = logging.getLogger("fedgraft.executor")
 
@@ -206,6 +208,8 @@ def main() -> None:
     _replace(superexec, "get_executor", lambda *_, **__: executor)
     for name in ASKED_FOR_EVER:
         _replace(RuntimeHttpClient, name, patient(getattr(RuntimeHttpClient, name)))
+    for name in ASKED_AGAIN:
+        _replace(RuntimeHttpClient, name, patient(getattr(RuntimeHttpClient, name), tries=TRIES))
     superexec.run_superexec(
         runtime_api_address=options.runtime_api_address,
         insecure=options.insecure,

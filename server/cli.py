@@ -43,8 +43,10 @@ def init(
     names: Annotated[
         list[str] | None, typer.Option("--name", help="Host name or address that nodes reach; may be repeated.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Port for nodes, the only one to open.")] = 9092,
-    control_port: Annotated[int, typer.Option(help="Port for these commands, on the loopback.")] = 9093,
+    port: Annotated[int, typer.Option(help="Port for nodes, the only one to open.", min=1, max=65535)] = 9092,
+    control_port: Annotated[
+        int, typer.Option(help="Port for these commands, on the loopback.", min=1, max=65535)
+    ] = 9093,
     bind: Annotated[str, typer.Option(help="Address that the nodes' port listens on.")] = "0.0.0.0",
     renew: Annotated[bool, typer.Option(help="Make a new server certificate under the same CA.")] = False,
     home: Home = None,
@@ -65,6 +67,8 @@ def init(
         named = names_from(names or [])
         if not named:
             raise ConfigError("expected at least one name that nodes reach the server by, got none; give --name HOST")
+        if port == control_port:
+            raise ConfigError(f"expected two ports, got {port} twice; choose another --port or --control-port")
         config = ServerConfig(names=named, port=port, control_port=control_port, bind=bind)
         place = make_place(folder, config, app_digest())
     typer.echo(f"coordinator   {place.folder}")

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from client import isolation, keys, node_folder, own_records
+from client import isolation, keys, own_records
 from client.isolation import SOCKET, check_alone, check_possible, confined, relay, with_isolation
-from client.node_config import NodeConfig, parse_node_config
+from client.node_config import NodeConfig
 from client.secagg_record import SECAGG_RECORDS
 from common import health
 from common.errors import ConfigError
 from common.ports import free_port
 from tests.confining import can_confine
+from tests.node_files import node_config
 from tests.processes import PATIENCE_S
 
 needs_bubblewrap = pytest.mark.skipif(
@@ -96,11 +97,7 @@ def node(tmp_path: Path) -> tuple[Path, NodeConfig]:
     data.write_text("a record")
     for name in ("node.toml", "approved.json", "node.key"):
         (folder / name).write_text("kept")
-    text = node_folder.TEMPLATE.format(
-        name='"north"', id='"d"', address='"h:1"', source=json.dumps(str(data)), size=10, classes='["a", "b"]',
-        epsilon=1.0, delta=1e-5, unit='"record"',
-    )  # fmt: skip
-    return folder, with_isolation(parse_node_config(text, folder / "node.toml"), "process")
+    return folder, with_isolation(node_config(folder, source=str(data)), "process")
 
 
 @pytest.fixture

@@ -144,6 +144,11 @@ def test_a_plan_is_read_approved_and_withdrawn(home: Path, tmp_path: Path, capsy
     assert set(read_approvals(home).plans) == {"cd" * 32}
 
 
+def test_neither_a_plan_nor_its_digest_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = typed(capsys, home, "approve", "plan", "missing.json")
+    assert (status, "expected a file of `fedgraft server plan`, or a SHA-256" in told) == (2, True)
+
+
 def test_an_approval_of_any_kind_is_withdrawn(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert typed(capsys, home, "approve", "app", "ab" * 32)[0] == 0
     assert typed(capsys, home, "approve", "backbone", "pixels/8")[0] == 0
@@ -196,6 +201,8 @@ def test_status_says_what_is_left(home: Path, capsys: pytest.CaptureFixture[str]
 
 def test_the_ledger_is_verified_and_exported(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no ledger yet" in typed(capsys, home, "ledger", "verify")[1]
+    status, told = typed(capsys, home, "ledger", "export", "--out", str(tmp_path / "none.json"))
+    assert (status, "nothing was released from this data set" in told) == (2, True)
     assert not (home / "ledgers").exists()
     with open_own_ledger(home, load_node_config(home)):
         pass

@@ -25,3 +25,10 @@ def test_a_refusal_is_final() -> None:
     with pytest.raises(httpx.HTTPStatusError):
         patient(lambda: client.get("http://there").raise_for_status(), pause_s=0.0)()
     assert left == [200]
+
+
+def test_trouble_that_does_not_end_is_said() -> None:
+    left, client = answering(500, 502, 503, 200)
+    with pytest.raises(httpx.HTTPStatusError, match="503"):
+        patient(lambda: client.get("http://there").raise_for_status(), pause_s=0.0, tries=3)()
+    assert left == [200]

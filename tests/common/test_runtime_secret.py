@@ -20,10 +20,10 @@ from flwr.supercore.superexec.run_superexec import _SUPEREXEC_AUTH_METHODS
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
-from client.node_config import parse_node_config
-from client.node_folder import TEMPLATE, programs
+from client.node_folder import programs
 from common.ports import free_port
 from common.runtime_secret import OPTION, SECRET, make_secret, secret_options
+from tests.node_files import node_config
 from tests.processes import wait_until
 
 
@@ -82,16 +82,6 @@ def test_it_is_for_its_owner_only_and_kept(tmp_path: Path) -> None:
 
 
 def test_both_programs_of_a_node_are_given_it(tmp_path: Path) -> None:
-    values = {
-        "name": "n",
-        "address": "h:1",
-        "id": "n",
-        "source": "x",
-        "epsilon": "1.0",
-        "delta": "1e-5",
-        "unit": "record",
-    }
-    quoted = {key: value if key in ("epsilon", "delta") else f'"{value}"' for key, value in values.items()}
-    config = parse_node_config(TEMPLATE.format(**quoted, size=10, classes='["a", "b"]'), tmp_path)
+    config = node_config(tmp_path)
     for program in programs(tmp_path, config, 5):
         assert [OPTION, str(tmp_path / SECRET)] == secret_options(tmp_path) == list(program.command)[-2:]

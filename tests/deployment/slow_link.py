@@ -41,13 +41,8 @@ class SlowLine(Relay):
         self._bits_per_s = bits_per_s
         self._free_at = {"in": 0.0, "out": 0.0}
 
-    def reset(self) -> None:
-        """Break all connections."""
-        for writer in list(self._writers):
-            self._loop.call_soon_threadsafe(writer.transport.abort)
-
     async def _hand_on(self, number: int, reader: asyncio.StreamReader, writer: Any) -> None:
-        way = "out" if writer.get_extra_info("peername")[1] == self._target else "in"
+        way = "out" if writer.get_extra_info("peername")[1] == self.target else "in"
         with suppress(OSError):
             while piece := await reader.read(CHUNK):
                 while self.mode == "cut":

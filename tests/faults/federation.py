@@ -19,7 +19,7 @@ import psutil
 from client.node_config import NODE_TOML
 from common.supervisor import supervisor_of
 from server.checkpoints import read_lines
-from tests.deployment.hospitals import Hospitals, write_digits
+from tests.deployment.hospitals import BACKBONE, Hospitals, write_digits
 from tests.faults.relay import Relay
 from tests.faults.steps import ARMED, arm, armed, copy_sources, held, release
 from tests.processes import wait_until
@@ -135,9 +135,20 @@ class Federation(Hospitals):
         path = self.homes[name] / NODE_TOML
         path.write_text(path.read_text().replace(old, new))
 
-    def play(self, name: str, *, rounds: int = 4, timeout_s: float = 20.0, nodes: Sequence[str] = ()) -> Playing:
+    def play(
+        self,
+        name: str,
+        *,
+        rounds: int = 4,
+        timeout_s: float = 20.0,
+        nodes: Sequence[str] = (),
+        backbone: str = BACKBONE,
+    ) -> Playing:
         """Submit a run and follow it; nothing else can be typed until it has ended."""
-        config = self.configuration(federation={"rounds": rounds, "round_timeout_s": timeout_s})
+        config = self.configuration(
+            federation={"nodes": len(nodes) or 3, "rounds": rounds, "round_timeout_s": timeout_s},
+            model={"backbone": backbone},
+        )
         reached = ("--nodes", ",".join(nodes or self.homes))
         self._begin("server", "run", str(config), "--name", name, *reached, "--home", str(self.server))
         return Playing(self.server / "runs" / name, self._typist)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.faults import killed, machines, network, strangers
+from tests.faults import killed, machines, network, slow, strangers
 from tests.faults.federation import Federation
 from tests.faults.outcome import Rows
 
@@ -38,6 +38,7 @@ FULL = (
     Fault("lost", network.lost),
     Fault("twice", network.twice),
     Fault("delayed", network.delayed),
+    Fault("slow-backbone", slow.slow_backbone),
     Fault("full-node", machines.full_disk_of_node),
     Fault("full-server", machines.full_disk_of_server),
     Fault("stalled", machines.stalled),

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 Mode = Literal["pass", "cut", "pose"]
@@ -17,9 +18,11 @@ class Relay:
 
     Attributes:
         port: that it listens on.
+        target: port of the loopback that bytes are handed on to.
         mode: ``pass``; ``cut``: not a byte gets through, and nobody is told; ``pose``: ends TLS itself.
         posing: certificate and key that it poses with.
         delay_s: before each piece of at most 64 KiB.
+        detour: a socket file by which new connections reach the coordinator; None is straight.
         served: connections that were begun.
     """
 
@@ -28,8 +31,9 @@ class Relay:
         self.mode: Mode = "pass"
         self.posing: ssl.SSLContext | None = None
         self.delay_s = 0.0
+        self.detour: Path | None = None
         self.served = 0
-        self._target = target
+        self.target = target
         self._forgotten: set[int] = set()
         self._writers: list[asyncio.StreamWriter] = []
         self._loop = asyncio.new_event_loop()
@@ -39,6 +43,11 @@ class Relay:
     def forget(self) -> None:
         """Let no byte of the connections of now through any more, and tell nobody: a firewall that lost its table."""
         self._forgotten = set(range(self.served))
+
+    def reset(self) -> None:
+        """Break all connections."""
+        for writer in list(self._writers):
+            self._loop.call_soon_threadsafe(writer.transport.abort)
 
     def __enter__(self) -> Relay:
         self._thread.start()
@@ -75,7 +84,11 @@ class Relay:
             writer.close()
             return
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            far_reader, far_writer = await (
+                asyncio.open_connection("127.0.0.1", self.target)
+                if self.detour is None
+                else asyncio.open_unix_connection(self.detour)
+            )
         except OSError:
             writer.close()
             return

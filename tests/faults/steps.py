@@ -138,8 +138,8 @@ _INSERTIONS = (
     ("client/ledger.py", "datetime.now(UTC).isoformat", "(datetime.now(UTC) + ahead()).isoformat"),
     (
         "client/ledger.py",
-        "from common.durable import",
-        "from common.steps import ahead\nfrom common.durable import",
+        "from common.errors import",
+        "from common.steps import ahead\nfrom common.errors import",
     ),
     ("client/clock.py", "lambda: datetime.now(UTC)", "lambda: datetime.now(UTC) + ahead()"),
     (

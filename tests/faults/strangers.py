@@ -50,11 +50,12 @@ def hostile(federation: Federation) -> Rows:
     missed = failures(run.folder)
     assert missed[:2] == [f"{name} protocol"] * 2
     assert set(missed[2:]) <= {f"{name} {reason}" for reason in ("protocol", "absent", "no reply")}  # it may be busy
-    told = [line["unfit"][name] for line in read_lines(run.folder / "rounds.jsonl") if "unfit" in line]
-    for kind, why in zip(HOSTILE.values(), [*told, "nothing that can be read"], strict=False):
-        rows.append(
-            Row(f"a node that returns {kind}", f"`{sentence(why)}`", "the cohort without that node", "1 unused")
-        )
+    lines = [line for line in read_lines(run.folder / "rounds.jsonl") if line["failed"]]
+    for kind, line in zip(HOSTILE.values(), lines, strict=True):
+        why = line.get("unfit", {}).get(name)
+        over = f"`{line['failed'][name]}`, when the round's time is over"  # its parts are waited for so long
+        sees = f"the coordinator: {over if why is None else f'`{sentence(why)}`'}"
+        rows.append(Row(f"a node that returns {kind}", sees, "the cohort without that node", "1 unused"))
     return [*rows, Row("all of these in one run", "the node is back in its next round", "each round's cohort", excess)]
 
 

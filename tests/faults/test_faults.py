@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 from tests.faults import record
 from tests.faults.federation import Federation
 from tests.faults.killed import short
+from tests.faults.line import slow_line, why_not
 from tests.faults.matrix import FULL
 from tests.faults.outcome import Row
 from tests.faults.record import Played
@@ -62,6 +64,23 @@ def test_a_relay_passes_cuts_and_forgets() -> None:
         with socket.create_connection(("127.0.0.1", relay.port), timeout=30) as second:
             assert answer(second, b"four") == b"four"
         first.close()
+
+
+@pytest.mark.skipif(bool(why_not()), reason="needs root, iproute2 and iptables")
+def test_a_slow_line_carries_what_is_sent_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with echo() as port, slow_line(port, tmp_path / "line") as begin, Relay(port) as relay:
+        relay.detour = begin
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=60) as connection:
+            assert answer(connection, b"one") == b"one"
+        relay.detour = tmp_path / "nowhere"
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=60) as connection:
+            assert connection.recv(10) == b""
+    assert not [line for line in spaces() if line.startswith("fg")]
+
+
+def spaces() -> list[str]:
+    """Network namespaces of this machine that have a name."""
+    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def answer(connection: socket.socket, words: bytes) -> bytes:

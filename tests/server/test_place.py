@@ -123,6 +123,8 @@ def test_the_server_app_finds_its_folder_by_flowers_id(place: Place) -> None:
         (["run", "missing.toml"], "found none"),
         (["init"], "at least one name"),
         (["init", "--name", "http://fed"], "without scheme and port"),
+        (["init", "--name", "fed", "--port", "70000"], "70000 is not in the range"),
+        (["init", "--name", "fed", "--port", "9093"], "expected two ports, got 9093 twice"),
     ],
 )
 def test_commands_without_a_coordinator_say_what_to_do(
