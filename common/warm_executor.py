@@ -59,7 +59,7 @@ RUNNERS = ("flwr.supernode.runtime.run_clientapp", "flwr.superlink.runtime.run_s
 FINDERS = ("flwr.clientapp.utils", "flwr.superlink.runtime.run_serverapp")
 SCRATCH = "apps-"
 ASKED_FOR_EVER = ("AcquireTask", "SendTaskHeartbeat")
-ASKED_AGAIN = ("GetNodes", "PushMessages", "PushObject", "PullObject", "ConfirmMessageReceived")
+ASKED_AGAIN = ("GetNodes", "PushMessages", "PushObject", "PullObject", "ConfirmMessageReceived", "PushLogs")
 TRIES = 10  # each waits up to half a minute, and ends a run where it fails
 
 log = logging.getLogger("fedgraft.executor")
