@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from common.config_mistakes import Expected, closest, show
+from common.solved_heads import SOLVED_HEADS
 
 BASELINES = ("pooled", "local_mean", "no_dp", "no_transfer", "raw_pixels")
 _PARTS = ("train", "val", "test")
@@ -160,8 +161,13 @@ class ModelConfig(_Section):
     weights: Annotated[str | None, Field(min_length=1), Expected("the name of weights in quotes")] = Field(
         None, description='Which weights of the backbone, such as "IMAGENET1K_V2" or "random-0". Not given: its own.'
     )
-    head: Annotated[Literal["linear", "mlp", "upper"], Expected('"linear", "mlp" or "upper"')] = Field(
-        "linear", description="What is trained: a new classifier, or (upper) the stages above the cut with one on top."
+    head: Annotated[
+        Literal["linear", "mlp", "upper", "prototype", "ridge"],
+        Expected('"linear", "mlp", "upper", "prototype" or "ridge"'),
+    ] = Field(
+        "linear",
+        description="What is trained: a new classifier, (upper) the stages above the cut with one on top, or "
+        "(prototype, ridge) a linear one, solved from one noised sum.",
     )
     train: Annotated[Literal["all", "biases", "adapters"], Expected('"all", "biases" or "adapters"')] = Field(
         "all", description="Of the stages above the cut: everything, biases and norms, or low-rank adapters."
@@ -307,6 +313,27 @@ class RunConfig(_Section):
                 "evaluation.patience: expected data.validation_fraction above 0 beside it, came 0; the server needs "
                 "records of its own to stop by"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _solved_fit(self) -> Self:
+        """Refuse what makes no sense where a head is solved from one sum."""
+        if self.model.head not in SOLVED_HEADS:
+            return self
+        only: dict[str, tuple[object, object]] = {
+            "federation.rounds": (self.federation.rounds, 1),
+            "federation.strategy": (self.federation.strategy, "fedavg"),
+            "training.local_steps": (self.training.local_steps, 1),
+            "training.learning_rate": (self.training.learning_rate, "auto"),
+            "evaluation.patience": (self.evaluation.patience, None),
+        }
+        for key, (came, wanted) in only.items():
+            if came != wanted:
+                expected = "nothing" if wanted is None else show(wanted)
+                raise ValueError(
+                    f"{key}: expected {expected} beside model.head {show(self.model.head)}, came {show(came)}; its "
+                    "statistics do not change from round to round, and are released once"
+                )
         return self
 
     @model_validator(mode="after")

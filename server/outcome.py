@@ -37,7 +37,7 @@ def conclude(folder: Path, config: RunConfig, federation: Federation, proposal: 
     model, data = proposal.plan.offer.model, federation.data
     result = _result(folder, config, federation, proposal, final)
     facts = ModelFacts(
-        model=model,
+        model=model.finished,
         features=classifier_width(model),
         modality=data.modality,
         columns=data.columns,

@@ -108,7 +108,7 @@ def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress
 def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     side = max(max(image.shape[:2]) for image in preflight.federation.data.inputs[:64])
     pixels = {"backbone": f"pixels/{min(side, RAW_PIXELS)}", "weights": None, "cut": None}
-    head = "mlp" if config.model.head == "mlp" else "linear"  # there is no stage above pixels
+    head = "linear" if config.model.head == "upper" else config.model.head  # there is no stage above pixels
     return _one_federation(changed(config, model={**pixels, "head": head, "train": "all"}), folder)
 
 
