@@ -233,6 +233,10 @@ class PrivacyConfig(_Section):
     records_per_patient: Annotated[int, Field(ge=1, le=10_000), Expected("a whole number from 1 to 10000")] = Field(
         10, description='Most records of a patient in one step, drawn anew each time; for unit "patient" only.'
     )
+    hospitals_per_patient: Annotated[int | None, Field(ge=1, le=200), Expected("a whole number from 1 to 200")] = Field(
+        None,
+        description="Most nodes that hold records of one patient; epsilon then holds across them. Not given: 1.",
+    )
 
     @property
     def most_dropouts(self) -> int:
@@ -245,9 +249,22 @@ class PrivacyConfig(_Section):
         return 1 if self.colluders is None else self.colluders
 
     @property
+    def most_hospitals(self) -> int:
+        """Nodes that hold records of one unit."""
+        return self.hospitals_per_patient or 1
+
+    @property
     def most_declared(self) -> int:
         """Units that a node may declare."""
         return self.largest_node or 100_000
+
+    @field_validator("hospitals_per_patient")
+    @classmethod
+    def _belongs_to_patients(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Refuse a setting that the unit "record" would ignore."""
+        if value is not None and info.data.get("unit") == "record":
+            raise ValueError('expected only beside unit "patient", came beside unit "record"')
+        return value
 
     @field_validator("dropouts", "colluders", "largest_node")
     @classmethod

@@ -20,8 +20,8 @@ from common.heads import head_arrays
 from common.messages import ModelSpec, Offer
 from common.model import choose_cut, classifier_width, make_head, suited, trained_head
 from common.precision import resolve
-from common.privacy.accountant import noise_multiplier_for
 from common.privacy.canonical import sha256_hex
+from common.privacy.hospitals import noise_multiplier_across
 from common.privacy.plan import PrivacyTerms
 from common.solved_heads import SOLVED_HEADS
 from common.tasks import Scores, task_named
@@ -160,13 +160,16 @@ def privacy_terms(
         clipping_norm=default_clipping_norm(features, task, config.model.head)
         if clipping_norm == "auto"
         else float(clipping_norm),
-        noise_multiplier=noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps),
+        noise_multiplier=noise_multiplier_across(
+            privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, privacy.trust, privacy.most_hospitals
+        ),
         delta=privacy.delta,
         records_per_unit=privacy.records_per_patient if privacy.unit == "patient" else 1,
         nodes=(config.federation.cohort or nodes or config.federation.nodes) if summed else 0,
         dropouts=privacy.most_dropouts if summed else 0,
         colluders=privacy.most_colluders if summed else 0,
         largest_node=privacy.most_declared if summed else 0,
+        hospitals_per_unit=privacy.most_hospitals,
     )
 
 

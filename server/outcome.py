@@ -16,6 +16,7 @@ from common.messages import Reason
 from common.model import classifier_width
 from common.model_folder import ModelFacts, save_model
 from common.privacy.accountant import epsilon_by_round
+from common.privacy.hospitals import across_hospitals, card_sentence
 from server.checkpoints import Checkpoint, RunStore, read_lines
 from server.coordinator import Proposal
 from server.sent_bytes import bytes_sent
@@ -113,6 +114,7 @@ def _privacy(folder: Path, config: RunConfig, proposal: Proposal) -> dict[str, A
         "relation": terms.relation,
         "noise_source": "system",
         "epsilon_is_guarantee": True,
+        **across_hospitals(terms, [len(rounds) for rounds in paid.values()]),
     }
 
 
@@ -137,6 +139,7 @@ node, unit: one {privacy["unit"]}, trust model: {privacy["trust"]}; noise multip
 clipping norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}. Sampling and noise came from
 the nodes' operating systems. What a node spent before, and on other runs, is in its own ledger and adds to this.
 
-The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and is licensed under
-{backbone["licence"]}; its digest is `{backbone["digest"]}`.
+{card_sentence(privacy)}The promise covers the head only. The backbone was trained on
+{backbone["trained_on"]} and is licensed under {backbone["licence"]}; its digest is
+`{backbone["digest"]}`.
 """

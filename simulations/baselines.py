@@ -34,6 +34,8 @@ BY_ITSELF = {
     "largest_node": None,
 }  # a node has no one to sum with
 
+IN_ONE_PLACE = {**BY_ITSELF, "hospitals_per_patient": None}
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -97,7 +99,7 @@ def _untrained(config: RunConfig) -> str:
 
 
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    alone = changed(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}, privacy=BY_ITSELF)
+    alone = changed(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}, privacy=IN_ONE_PLACE)
     return _one_federation(alone, folder)
 
 

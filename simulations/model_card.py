@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from common.privacy.hospitals import card_sentence
+
 
 def model_card(result: dict[str, Any]) -> str:
     """Write the card of a run's model, Markdown.
@@ -29,7 +31,7 @@ Epsilon {worst:.3f} at delta {privacy["delta"]:g} for each node, unit: one {priv
 {privacy["trust"]}, accountant: {privacy["accountant"]}; noise multiplier {privacy["noise_multiplier"]:.4g}, clipping
 norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}, {privacy["steps"]} steps.
 
-{_against(privacy)}{_guarantee(privacy)}
+{_against(privacy)}{card_sentence(privacy)}{_guarantee(privacy)}
 
 The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and is licensed under
 {backbone["licence"]}; its digest is `{backbone["digest"]}`.

@@ -16,7 +16,7 @@ from common.privacy.accountant import noise_multiplier_for
 from simulations.benchmarks import distributed_noise
 from simulations.benchmarks.distributed_noise import summary
 from simulations.benchmarks.distributed_noise.summary import Run
-from simulations.benchmarks.distributed_noise.worlds import DELTA, STEPS, WORLDS, Split, _Sums, accuracy
+from simulations.benchmarks.distributed_noise.worlds import DELTA, STEPS, WORLDS, Split, Sums, accuracy
 
 FALSE_ALARM = 1e-6  # the noise is seeded: it passes always or never
 NUMBERS, NODES, NORM = 20_000, 8, 0.5
@@ -44,7 +44,7 @@ def runs() -> list[Run]:
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_learning_rate_is_told_the_noise_that_a_world_really_holds(world: str) -> None:
     nodes = 1 if world == "pooled" else NODES
-    sums = _Sums(world, [torch.arange(20)] * nodes, 4.0, NORM, NUMBERS, seed=1)
+    sums = Sums(world, [torch.arange(20)] * nodes, 4.0, NORM, NUMBERS, seed=1)
     silent = ClippedSum({"w": torch.zeros(NUMBERS, dtype=torch.float64)}, NORM, 0)
     noise = sums.noised([silent] * nodes, 0)
     low, high = chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], NUMBERS)
@@ -53,7 +53,7 @@ def test_the_learning_rate_is_told_the_noise_that_a_world_really_holds(world: st
 
 def test_the_worlds_differ_in_noise_as_they_should() -> None:
     held = {
-        world: _Sums(world, [torch.arange(20)] * (1 if world == "pooled" else NODES), 4.0, NORM, 650, 1).noise_over_norm
+        world: Sums(world, [torch.arange(20)] * (1 if world == "pooled" else NODES), 4.0, NORM, 650, 1).noise_over_norm
         for world in WORLDS
     }
     assert held["pooled"] == held["trusted server"] == 4.0

@@ -69,7 +69,7 @@ def accuracy(world: str, split: Split, nodes: int, epsilon: float, seed: int) ->
     parameters = sum(value.numel() for value in head.parameters())
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(split.labels)))
     parts = [order] if world == "pooled" else list(torch.tensor_split(order, nodes))
-    sums = _Sums(world, parts, sigma, norm, parameters, seed)
+    sums = Sums(world, parts, sigma, norm, parameters, seed)
     size = len(split.labels)
     terms = PrivacyTerms("record", "local", 1.0, STEPS, 1, norm, sums.noise_over_norm, DELTA)
     rate = default_learning_rate(terms, parameters, [size], [1.0], None)
@@ -84,7 +84,7 @@ def accuracy(world: str, split: Split, nodes: int, epsilon: float, seed: int) ->
 
 
 @dataclass(frozen=True)
-class _Sums:
+class Sums:
     """How a world's noised sum over all nodes is made."""
 
     world: str
@@ -96,6 +96,7 @@ class _Sums:
 
     @cached_property
     def shares(self) -> NoiseShares:
+        """Scale and noise of a world in which they are shared out."""
         lost = 1 if "lost" in self.world else 0
         cohort = Cohort(len(self.parts), lost, lost)
         return share_out(
@@ -112,6 +113,7 @@ class _Sums:
         return self.sigma
 
     def noised(self, clipped: Sequence[ClippedSum], step: int) -> Floats:
+        """The sum over nodes with its noise, parameters end to end in the order of names."""
         sources = [SeededRandomness(self.seed, f"node-{i}", step, self.world) for i in range(len(clipped))]
         if self.world.startswith("secagg"):
             shares = self.shares
