@@ -9,10 +9,12 @@ from client.clipping import ClippedSum, clip_factors
 from client.deep_heads import deep_clipped_sum
 from client.mlp_sums import is_mlp, mlp_clipped_sum
 from client.slopes import slopes_along, unit_by_unit
+from client.solved_sums import solved_sum
 from client.token_sums import token_clipped_sum
 from common.errors import PrivacyError
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
+from common.solved_heads import SolvedHead
 from common.tasks import PerUnitLoss
 from common.token_heads import TokenLinear
 
@@ -45,6 +47,8 @@ def clipped_sum(
         PrivacyError: a layer mixes units (BatchNorm, say), the loss is reduced, or ``clipping_norm`` is not positive.
     """
     check_clipping_norm(clipping_norm)
+    if type(head) is SolvedHead:
+        return solved_sum(head, features, targets, clipping_norm)
     if type(head) is nn.Linear and features.dim() == 2:
         return _linear_clipped_sum(head, loss, features, targets, clipping_norm)
     if features.dim() == 2 and is_mlp(head):

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from client.clipping import ClippedSum
 from client.deep_heads import deep_clipped_sum
 from client.mechanism import check_clipping_norm, logit_gradients
+from client.solved_sums import solved_sum
 from client.token_sums import AT_ONCE, Floats, add_clipped
 from common.privacy.noise import Randomness
+from common.solved_heads import SolvedHead
 from common.tasks import PerUnitLoss
 
 
@@ -74,6 +76,8 @@ def patient_clipped_sum(
         PrivacyError: a layer mixes records (BatchNorm, say), the loss is reduced, or ``clipping_norm`` is not positive.
     """
     check_clipping_norm(clipping_norm)
+    if type(head) is SolvedHead:
+        return solved_sum(head, features, targets, clipping_norm, sizes)
     if type(head) is nn.Linear and features.dim() == 2:
         return _linear_sum(head, loss, features, targets, sizes, clipping_norm)
     return deep_clipped_sum(head, loss, features, targets, clipping_norm, sizes)

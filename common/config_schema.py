@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from common.config_mistakes import Expected, closest, show
+from common.solved_heads import SOLVED_HEADS
 
 BASELINES = ("pooled", "local_mean", "no_dp", "no_transfer", "raw_pixels")
 _PARTS = ("train", "val", "test")
@@ -160,8 +161,13 @@ class ModelConfig(_Section):
     weights: Annotated[str | None, Field(min_length=1), Expected("the name of weights in quotes")] = Field(
         None, description='Which weights of the backbone, such as "IMAGENET1K_V2" or "random-0". Not given: its own.'
     )
-    head: Annotated[Literal["linear", "mlp", "upper"], Expected('"linear", "mlp" or "upper"')] = Field(
-        "linear", description="What is trained: a new classifier, or (upper) the stages above the cut with one on top."
+    head: Annotated[
+        Literal["linear", "mlp", "upper", "prototype", "ridge"],
+        Expected('"linear", "mlp", "upper", "prototype" or "ridge"'),
+    ] = Field(
+        "linear",
+        description="What is trained: a new classifier, (upper) the stages above the cut with one on top, or "
+        "(prototype, ridge) a linear one, solved from one noised sum.",
     )
     train: Annotated[Literal["all", "biases", "adapters"], Expected('"all", "biases" or "adapters"')] = Field(
         "all", description="Of the stages above the cut: everything, biases and norms, or low-rank adapters."
@@ -227,6 +233,10 @@ class PrivacyConfig(_Section):
     records_per_patient: Annotated[int, Field(ge=1, le=10_000), Expected("a whole number from 1 to 10000")] = Field(
         10, description='Most records of a patient in one step, drawn anew each time; for unit "patient" only.'
     )
+    hospitals_per_patient: Annotated[int | None, Field(ge=1, le=200), Expected("a whole number from 1 to 200")] = Field(
+        None,
+        description="Most nodes that hold records of one patient; epsilon then holds across them. Not given: 1.",
+    )
 
     @property
     def most_dropouts(self) -> int:
@@ -239,9 +249,22 @@ class PrivacyConfig(_Section):
         return 1 if self.colluders is None else self.colluders
 
     @property
+    def most_hospitals(self) -> int:
+        """Nodes that hold records of one unit."""
+        return self.hospitals_per_patient or 1
+
+    @property
     def most_declared(self) -> int:
         """Units that a node may declare."""
         return self.largest_node or 100_000
+
+    @field_validator("hospitals_per_patient")
+    @classmethod
+    def _belongs_to_patients(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Refuse a setting that the unit "record" would ignore."""
+        if value is not None and info.data.get("unit") == "record":
+            raise ValueError('expected only beside unit "patient", came beside unit "record"')
+        return value
 
     @field_validator("dropouts", "colluders", "largest_node")
     @classmethod
@@ -307,6 +330,27 @@ class RunConfig(_Section):
                 "evaluation.patience: expected data.validation_fraction above 0 beside it, came 0; the server needs "
                 "records of its own to stop by"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _solved_fit(self) -> Self:
+        """Refuse what makes no sense where a head is solved from one sum."""
+        if self.model.head not in SOLVED_HEADS:
+            return self
+        only: dict[str, tuple[object, object]] = {
+            "federation.rounds": (self.federation.rounds, 1),
+            "federation.strategy": (self.federation.strategy, "fedavg"),
+            "training.local_steps": (self.training.local_steps, 1),
+            "training.learning_rate": (self.training.learning_rate, "auto"),
+            "evaluation.patience": (self.evaluation.patience, None),
+        }
+        for key, (came, wanted) in only.items():
+            if came != wanted:
+                expected = "nothing" if wanted is None else show(wanted)
+                raise ValueError(
+                    f"{key}: expected {expected} beside model.head {show(self.model.head)}, came {show(came)}; its "
+                    "statistics do not change from round to round, and are released once"
+                )
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.grafting import Layout
+from common.solved_heads import SOLVED_HEADS, SolvedHead, check_task
 from common.token_heads import (
     SPAN_OUTPUTS,
     TOKEN_TASKS,
@@ -24,7 +25,7 @@ from common.token_heads import (
 )
 from common.upper import build_upper
 
-HEADS = ("linear", "mlp", "upper")
+HEADS = ("linear", "mlp", "upper", *SOLVED_HEADS)
 
 
 def build_head(
@@ -45,7 +46,8 @@ def build_head(
     pre-trained.
 
     Args:
-        kind: ``"linear"``, ``"mlp"`` (one hidden layer) or ``"upper"`` (the stages above the cut, then a linear layer).
+        kind: ``"linear"``, ``"mlp"`` (one hidden layer), ``"upper"`` (the stages above the cut, then a linear layer);
+            ``"prototype"`` and ``"ridge"`` give what is added up for a head that the server solves.
         layout: what passes the cut, as ``common.grafting.layout`` finds it; an int D means a vector.
         classes: K.
         hidden: width of the MLP's hidden layer.
@@ -60,7 +62,7 @@ def build_head(
         are its own; what is frozen may be shared and is never written to.
 
     Raises:
-        ConfigError: ``kind`` or ``train`` is unknown, the layout does not suit the task, or nothing can be trained.
+        ConfigError: ``kind`` or ``train`` is unknown, layout or kind do not suit the task, or nothing can be trained.
     """
     if kind not in HEADS:
         raise ConfigError(f"model.head must be one of {', '.join(HEADS)}, got {kind!r}; choose one of them")
@@ -84,6 +86,9 @@ def _copy(module: nn.Module) -> nn.Module:
 
 @lru_cache(maxsize=16)
 def _template(kind: str, layout: Layout, classes: int, hidden: int, seed: int, task: str) -> nn.Module:
+    if kind in SOLVED_HEADS:
+        check_task(kind, task)
+        return SolvedHead(kind, sum(math.prod(shape) for shape in layout), classes)
     if task not in TOKEN_TASKS:
         inputs = sum(math.prod(shape) for shape in layout)
         return zero_linear(inputs, classes) if kind == "linear" else _mlp(inputs, classes, hidden, seed)

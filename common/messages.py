@@ -14,6 +14,7 @@ from torch import Tensor
 from common.data.records import TaskName
 from common.privacy.plan import PrivacyTerms
 from common.secagg.messages import Stage
+from common.solved_heads import SOLVED_HEADS
 
 MOST_HIDDEN = 16_384
 
@@ -61,6 +62,11 @@ class ModelSpec(BaseModel):
     task: TaskName = "classification"
     train: Literal["all", "biases", "adapters"] = "all"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def finished(self) -> ModelSpec:
+        """The model that a run ends with: the server solves the sums of some heads for a linear one."""
+        return self.model_copy(update={"head": "linear"}) if self.head in SOLVED_HEADS else self
 
 
 @dataclass(frozen=True)

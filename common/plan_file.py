@@ -17,6 +17,7 @@ from common.errors import ConfigError, FederationError
 from common.messages import ModelSpec
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.canonical import canonical_json, sha256_hex
+from common.privacy.hospitals import in_words
 from common.privacy.plan import PrivacyTerms
 
 FORMAT = "fedgraft plan 1"
@@ -38,7 +39,7 @@ def plan_in_words(model: ModelSpec, terms: PrivacyTerms) -> str:
         f"backbone {model.backbone_digest[:12]}; {terms.rounds} rounds of {terms.steps_per_round} steps, sampling rate "
         f"{terms.sampling_rate:g}, clipping norm {terms.clipping_norm:g}, noise multiplier "
         f"{terms.noise_multiplier:.4g}; epsilon {epsilon:.4g} at delta {terms.delta:g}, one {terms.unit}, "
-        f"{terms.trust} trust"
+        f"{terms.trust} trust{in_words(terms)}"
     )
 
 

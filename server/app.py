@@ -102,7 +102,8 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
     play = SumRounds(store, simulated_roster) if plan.offer.terms.trust == "secagg" else None
     final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, play=play)
     if config.evaluation.node_metrics == "exact":
-        accuracies = link.accuracies(EvaluateTask(plan.offer, final.head))
+        finished = replace(plan.offer, model=plan.offer.model.finished)
+        accuracies = link.accuracies(EvaluateTask(finished, final.head))
         durable.write_json(folder / "node_metrics.json", accuracies)
 
 

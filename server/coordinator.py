@@ -20,9 +20,10 @@ from common.heads import head_arrays
 from common.messages import ModelSpec, Offer
 from common.model import choose_cut, classifier_width, make_head, suited, trained_head
 from common.precision import resolve
-from common.privacy.accountant import noise_multiplier_for
 from common.privacy.canonical import sha256_hex
+from common.privacy.hospitals import noise_multiplier_across
 from common.privacy.plan import PrivacyTerms
+from common.solved_heads import SOLVED_HEADS
 from common.tasks import Scores, task_named
 from server.defaults import default_clipping_norm
 from server.rounds import Evaluate, RoundPlan
@@ -65,7 +66,7 @@ def propose(config: RunConfig, run_id: str, federation: Federation | None = None
     plan = RoundPlan(
         nodes=len(federation.shares),
         offer=offer,
-        learning_rate=None if config.training.learning_rate == "auto" else float(config.training.learning_rate),
+        learning_rate=_learning_rate(config),
         cohort=config.federation.cohort,
         seed=_cohort_seed(config, run_id),
         weighting=config.federation.weighting,
@@ -75,8 +76,15 @@ def propose(config: RunConfig, run_id: str, federation: Federation | None = None
     watched = {"validation": federation.validation} if len(federation.validation) else {}
     if config.evaluation.node_metrics == "exact":
         watched["train"] = np.concatenate(list(federation.shares.values()))
-    watch = {name: _scorer(federation, model, rows) for name, rows in watched.items()}
-    return Proposal(plan, head_arrays(start), _scorer(federation, model, federation.test), watch)
+    watch = {name: _scorer(federation, model.finished, rows) for name, rows in watched.items()}
+    return Proposal(plan, head_arrays(start), _scorer(federation, model.finished, federation.test), watch)
+
+
+def _learning_rate(config: RunConfig) -> float | None:
+    """None for the default; a step of length 1 leads to the sums that a head is solved from."""
+    if config.model.head in SOLVED_HEADS:
+        return 1.0
+    return None if config.training.learning_rate == "auto" else float(config.training.learning_rate)
 
 
 def offer_of(config: RunConfig, run_id: str, federation: Federation) -> Offer:
@@ -149,14 +157,19 @@ def privacy_terms(
         sampling_rate=privacy.sampling_rate,
         rounds=config.federation.rounds,
         steps_per_round=config.training.local_steps,
-        clipping_norm=default_clipping_norm(features, task) if clipping_norm == "auto" else float(clipping_norm),
-        noise_multiplier=noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps),
+        clipping_norm=default_clipping_norm(features, task, config.model.head)
+        if clipping_norm == "auto"
+        else float(clipping_norm),
+        noise_multiplier=noise_multiplier_across(
+            privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, privacy.trust, privacy.most_hospitals
+        ),
         delta=privacy.delta,
         records_per_unit=privacy.records_per_patient if privacy.unit == "patient" else 1,
         nodes=(config.federation.cohort or nodes or config.federation.nodes) if summed else 0,
         dropouts=privacy.most_dropouts if summed else 0,
         colluders=privacy.most_colluders if summed else 0,
         largest_node=privacy.most_declared if summed else 0,
+        hospitals_per_unit=privacy.most_hospitals,
     )
 
 

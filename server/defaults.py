@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from common.privacy.plan import PrivacyTerms
+from common.solved_heads import SOLVED_HEADS
 
 LARGEST_STEP = 2.0
 CLIPPED_AT: Mapping[str, float] = {"tokens": 0.03}  # clipping norm / sqrt(D); 0.1 for other tasks
@@ -28,7 +29,7 @@ def noise_tolerated(head: str, train: str = "all") -> float:
     return NOISE_OF_LINEAR if shallow else NOISE_OF_DEEP
 
 
-def default_clipping_norm(features: int, task: str = "classification") -> float:
+def default_clipping_norm(features: int, task: str = "classification", head: str = "linear") -> float:
     """Clipping norm of one record's gradient, for features of unit variance.
 
     It is a tenth of the length of a feature vector, below the gradients of nearly all records at the start: every
@@ -38,7 +39,10 @@ def default_clipping_norm(features: int, task: str = "classification") -> float:
     Args:
         features: D, for a record or, where each token has its own logits, for a token.
         task: what is learnt, see ``common.tasks``.
+        head: its kind; one that is solved has its features clipped, to the length that they have.
     """
+    if head in SOLVED_HEADS:
+        return math.sqrt(features)
     return CLIPPED_AT.get(task, 0.1) * math.sqrt(features)
 
 

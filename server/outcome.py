@@ -16,6 +16,7 @@ from common.messages import Reason
 from common.model import classifier_width
 from common.model_folder import ModelFacts, save_model
 from common.privacy.accountant import epsilon_after
+from common.privacy.hospitals import across_hospitals, card_sentence
 from common.privacy.sums import against_whom, both_figures
 from server.checkpoints import Checkpoint, RunStore, read_lines
 from server.coordinator import Proposal
@@ -38,7 +39,7 @@ def conclude(folder: Path, config: RunConfig, federation: Federation, proposal: 
     model, data = proposal.plan.offer.model, federation.data
     result = _result(folder, config, federation, proposal, final)
     facts = ModelFacts(
-        model=model,
+        model=model.finished,
         features=classifier_width(model),
         modality=data.modality,
         columns=data.columns,
@@ -117,6 +118,7 @@ def _privacy(folder: Path, config: RunConfig, proposal: Proposal, final: Checkpo
         "noise_source": "system",
         "epsilon_is_guarantee": True,
         **(both_figures(terms, paid) if terms.trust == "secagg" else {}),
+        **across_hospitals(terms, paid.values()),
     }
 
 
@@ -141,6 +143,7 @@ node, unit: one {privacy["unit"]}, trust model: {privacy["trust"]}; noise multip
 clipping norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}. Sampling and noise came from
 the nodes' operating systems. What a node spent before, and on other runs, is in its own ledger and adds to this.
 
-{against_whom(privacy)}The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and
-is licensed under {backbone["licence"]}; its digest is `{backbone["digest"]}`.
+{against_whom(privacy)}{card_sentence(privacy)}The promise covers the head only. The backbone was trained on
+{backbone["trained_on"]} and is licensed under {backbone["licence"]}; its digest is
+`{backbone["digest"]}`.
 """

@@ -17,11 +17,13 @@ from common.errors import PrivacyError, ProtocolError
 from common.messages import Offer, Reason
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.plan import NOISE_RANGE
+from common.solved_heads import SOLVED_HEADS
 from common.tasks import Scores
 from server.aggregation import aggregate, restore_strategy, strategy_state
 from server.checkpoints import Checkpoint, Line, RunStore, read_lines
 from server.defaults import default_learning_rate
 from server.link import Answers, CohortView, Link, Member, unanswered
+from server.solving import noise_in_mean, solved
 
 Evaluate = Callable[[dict[str, Tensor]], Scores]
 NOTHING: Mapping[str, Evaluate] = MappingProxyType({})
@@ -149,6 +151,11 @@ def run_round(
             f"expected enough updates for the strategy {type(strategy).__name__.lower()}, got {len(answers.updates)} "
             f"updates in round {round_}; add nodes or choose another federation.strategy"
         )
+    if plan.offer.model.head in SOLVED_HEADS:
+        replied = [member for member in cohort if member.name in answers.updates]
+        sizes = [member.declared_size for member in replied]
+        noise = noise_in_mean(plan.offer.terms, [weights[member.node_id] for member in replied], sizes)
+        head = solved(plan.offer.model.head, head, noise, plan.offer.terms.clipping_norm)
     participation = _count(state.participation, answers)
     due = round_ % plan.evaluate_every == 0 or round_ == plan.rounds
     scores = evaluate(head) if due else None

@@ -6,6 +6,7 @@ so, and the next round begins. After ``MOST_DISCARDED`` in a row the run stops; 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,13 @@ from common.secagg.masks import word_type
 from common.secagg.messages import Stage
 from common.secagg.roster import Roster
 from common.secagg.session import Session
+from common.solved_heads import SOLVED_HEADS
 from server.aggregation import apply_step, strategy_state
 from server.checkpoints import Checkpoint, Line, RunStore
 from server.link import CohortView, Link, Member, unanswered
 from server.rounds import NOTHING, Evaluate, RoundPlan, choose_cohort, finite, watched
 from server.secagg_round import NO_REPLY, MaskedSum, Replies, Requests, masked_sum
+from server.solving import solved
 from server.sum_replies import KeptReplies
 
 MOST_DISCARDED = 3
@@ -65,6 +68,8 @@ class SumRounds:
         roster = self._peers(member.name for member in cohort)
         asking = Asking(link, plan, round_, state.head, KeptReplies(self._store.folder, round_, roster.fingerprints))
         found = self._sum(asking, roster)
+        if found is None and plan.offer.model.head in SOLVED_HEADS:
+            raise unanswered("a sum in the only round of a head that is solved from it", self._failed)
         head = state.head if found is None else _step(state, plan, link, strategy, cohort, found)
         due = round_ % plan.evaluate_every == 0 or round_ == plan.rounds
         participation: Mapping[str, int] = state.participation
@@ -158,7 +163,12 @@ def _step(
     divisor = terms.sampling_rate * sum(member.declared_size for member in survivors)  # public, whatever was drawn
     view = CohortView(link.grid, [member.node_id for member in cohort])
     list(strategy.configure_train(state.round + 1, wire.encode_head(state.head), wire.encode_task(plan.offer), view))
-    return apply_step(strategy, state.round + 1, stepped(state.head, values / divisor, plan.learning_rate))
+    head = apply_step(strategy, state.round + 1, stepped(state.head, values / divisor, plan.learning_rate))
+    if plan.offer.model.head not in SOLVED_HEADS:
+        return head
+    shares = noise_shares(terms, len(values))
+    noise = math.sqrt(len(survivors) * shares.share_variance) / shares.scale / divisor
+    return solved(plan.offer.model.head, head, noise, terms.clipping_norm)
 
 
 def opened(plan: RoundPlan, values: NDArray[np.int64]) -> NDArray[np.float64]:

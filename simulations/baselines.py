@@ -34,6 +34,8 @@ BY_ITSELF = {
     "largest_node": None,
 }  # a node has no one to sum with
 
+IN_ONE_PLACE = {**BY_ITSELF, "hospitals_per_patient": None}
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -97,7 +99,7 @@ def _untrained(config: RunConfig) -> str:
 
 
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    alone = changed(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}, privacy=BY_ITSELF)
+    alone = changed(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}, privacy=IN_ONE_PLACE)
     return _one_federation(alone, folder)
 
 
@@ -108,7 +110,7 @@ def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress
 def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     side = max(max(image.shape[:2]) for image in preflight.federation.data.inputs[:64])
     pixels = {"backbone": f"pixels/{min(side, RAW_PIXELS)}", "weights": None, "cut": None}
-    head = "mlp" if config.model.head == "mlp" else "linear"  # there is no stage above pixels
+    head = "linear" if config.model.head == "upper" else config.model.head  # there is no stage above pixels
     return _one_federation(changed(config, model={**pixels, "head": head, "train": "all"}), folder)
 
 

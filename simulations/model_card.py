@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from common.privacy.hospitals import card_sentence
 from common.privacy.sums import against_whom
 
 
@@ -31,7 +32,7 @@ Epsilon {worst:.3f} at delta {privacy["delta"]:g} for each node, unit: one {priv
 {privacy["trust"]}, accountant: {privacy["accountant"]}; noise multiplier {privacy["noise_multiplier"]:.4g}, clipping
 norm {privacy["clipping_norm"]:.4g}, sampling rate {privacy["sampling_rate"]:g}, {privacy["steps"]} steps.
 
-{against_whom(privacy)}{_guarantee(privacy)}
+{against_whom(privacy)}{card_sentence(privacy)}{_guarantee(privacy)}
 
 The promise covers the head only. The backbone was trained on {backbone["trained_on"]} and is licensed under
 {backbone["licence"]}; its digest is `{backbone["digest"]}`.

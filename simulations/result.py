@@ -19,6 +19,7 @@ from common.data.federation import Federation
 from common.errors import PrivacyError
 from common.features import cached_backbone
 from common.privacy.accountant import epsilon_after
+from common.privacy.hospitals import across_hospitals
 from common.privacy.plan import PrivacyTerms
 from common.privacy.statement import Statement
 from common.privacy.sums import both_figures
@@ -28,6 +29,7 @@ from simulations.baselines import World
 from simulations.preflight import Preflight
 
 Result = dict[str, Any]
+ACROSS = ("epsilon_across_hospitals", "epsilon_across_hospitals_against_model")
 _VERSIONS = ("fedgraft", "flwr", "torch", "opacus", "dp-accounting", "numpy")
 
 
@@ -134,6 +136,7 @@ def mean_result(results: list[Result]) -> Result:
             **first["privacy"],
             "epsilon_per_node": worst,
             **({"epsilon_against_model_per_node": against_model} if against_model else {}),
+            **{name: max(result["privacy"][name] for result in results) for name in ACROSS if name in first["privacy"]},
         },
         "timing_s": {name: _sum([result["timing_s"][name] for result in results]) for name in first["timing_s"]},
         "open_reservations": _all_open(results),
@@ -182,6 +185,7 @@ def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder:
         "noise_source": "seeded" if seeded else "system",
         "epsilon_is_guarantee": not seeded and not exact,  # exact metrics have left the nodes without noise
         **(both_figures(terms, charged) if terms.trust == "secagg" else {}),
+        **across_hospitals(terms, [statement.steps // terms.steps_per_round for statement in statements.values()]),
     }
 
 

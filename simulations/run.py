@@ -67,7 +67,7 @@ def simulate(config: RunConfig, ready: Preflight, folder: Path, engine: str, wat
     result = build_result(config, ready, final, read_lines(folder / ROUNDS), worlds, baselines_s, folder, engine)
     features = int(ready.features.shape[1])
     facts = ModelFacts(
-        model=ready.proposal.plan.offer.model,
+        model=ready.proposal.plan.offer.model.finished,
         features=features,
         modality=ready.federation.data.modality,
         columns=ready.federation.data.columns,

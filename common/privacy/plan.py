@@ -17,6 +17,7 @@ RELATION = "add-or-remove-one"
 UNITS = ("record", "patient")
 TRUSTS = ("local", "secagg")
 MAX_RECORDS = 10_000
+MOST_HOSPITALS = 200
 MAX_STEPS = 1_000_000
 LARGEST_NODE = 2**40
 SMALLEST_RATE = 1e-6
@@ -44,6 +45,7 @@ class PrivacyTerms:
         dropouts: most of n that may be missing from a sum.
         colluders: most nodes that may tell the server what they know.
         largest_node: most units that a node may declare, for which the range of the sums is made.
+        hospitals_per_unit: m, the most nodes that hold records of one unit, as declared; for the unit ``"patient"``.
 
     Raises:
         PrivacyError: a value outside its range, or terms under which a sum would protect too little.
@@ -63,6 +65,7 @@ class PrivacyTerms:
     dropouts: int = 0
     colluders: int = 0
     largest_node: int = 0
+    hospitals_per_unit: int = 1
 
     def __post_init__(self) -> None:
         """Refuse nonsense before anything is computed from it."""
@@ -70,6 +73,8 @@ class PrivacyTerms:
         _require_choice("trust", self.trust, *TRUSTS)
         _require_choice("relation", self.relation, RELATION)
         _require_between("records_per_unit", self.records_per_unit, 1, MAX_RECORDS if self.unit == "patient" else 1)
+        most_hospitals = MOST_HOSPITALS if self.unit == "patient" else 1
+        _require_between("hospitals_per_unit", self.hospitals_per_unit, 1, most_hospitals)
         _require_between("sampling_rate", self.sampling_rate, SMALLEST_RATE, 1.0)
         _require_between("noise_multiplier", self.noise_multiplier, *NOISE_RANGE)
         _require_between("clipping_norm", self.clipping_norm, 1e-12, 1e12)
@@ -120,7 +125,8 @@ class PrivacyTerms:
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Plain values, numbers in their canonical type; ``from_dict`` reads them back."""
-        return {name: kind(getattr(self, name)) for name, kind in _types(self.unit, self.trust).items()}
+        types = _types(self.unit, self.trust, self.hospitals_per_unit)
+        return {name: kind(getattr(self, name)) for name, kind in types.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PrivacyTerms:
@@ -130,7 +136,7 @@ class PrivacyTerms:
             ProtocolError: a key is missing, unknown, or of another type.
             PrivacyError: the values promise nothing sensible.
         """
-        types = _types(values.get("unit"), values.get("trust"))
+        types = _types(values.get("unit"), values.get("trust"), values.get("hospitals_per_unit", 1))
         _require_keys(values, set(types), "privacy terms")
         return cls(**{name: _typed(name, values[name], kind) for name, kind in types.items()})
 
@@ -208,14 +214,17 @@ _TYPES: dict[str, type] = {
     "dropouts": int,
     "colluders": int,
     "largest_node": int,
+    "hospitals_per_unit": int,
 }
 _OF_SUMS = ("nodes", "dropouts", "colluders", "largest_node")
 assert set(_TYPES) == {field.name for field in fields(PrivacyTerms)}
 
 
-def _types(unit: object, trust: object) -> dict[str, type]:
+def _types(unit: object, trust: object, hospitals: object) -> dict[str, type]:
     """The keys of terms; ledgers of records are as old as the project, and have none that came later."""
     without = set() if unit == "patient" else {"records_per_unit"}
+    if hospitals == 1:
+        without.add("hospitals_per_unit")
     if trust != "secagg":
         without.update(_OF_SUMS)
     return {name: kind for name, kind in _TYPES.items() if name not in without}

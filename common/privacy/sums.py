@@ -5,6 +5,7 @@ Node and server work it out for themselves, from public constants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -14,6 +15,7 @@ from common.errors import PrivacyError
 from common.messages import ModelSpec
 from common.plan_file import plan_digest
 from common.privacy.accountant import epsilon_after
+from common.privacy.hospitals import worth_in_parts
 from common.privacy.plan import PrivacyTerms
 from common.privacy.shares import Cohort, NoiseShares, largest_batch_of, server_event, share_out
 from common.secagg.session import SumRun, SumTerms
@@ -39,10 +41,30 @@ def noise_shares(terms: PrivacyTerms, numbers: int) -> NoiseShares:
         raise PrivacyError(f'sums over nodes need a plan with trust "secagg", got {terms.trust!r}; refuse it')
     cohort = Cohort(terms.nodes, terms.dropouts, terms.colluders)
     batch = largest_batch_of(terms.largest_node, terms.sampling_rate, terms.rounds)
-    shares = share_out(cohort, terms.noise_multiplier, terms.clipping_norm, numbers, batch, sums=terms.rounds)
+    shares = _worth_its_parts(terms, cohort, numbers, batch)
     shares = replace(shares, modulus_bits=max(LEAST_BITS, shares.modulus_bits))
     server_event(shares, terms.sampling_rate, terms.rounds)  # makes sure of what the ledger charges
     return shares
+
+
+def _worth_its_parts(terms: PrivacyTerms, cohort: Cohort, numbers: int, batch: int) -> NoiseShares:
+    """Shares whose honest sum is worth the plan's noise, and worth it in m parts where a patient visits m hospitals."""
+    noise, hospitals = terms.noise_multiplier, terms.hospitals_per_unit
+    shares = share_out(cohort, noise, terms.clipping_norm, numbers, batch, sums=terms.rounds)
+    if not _is_worth(shares, terms):  # m - 1 more of variance, which is as good as nothing
+        noise = math.sqrt(noise**2 + hospitals / shares.sensitivity**2)
+        shares = share_out(cohort, noise, terms.clipping_norm, numbers, batch, sums=terms.rounds)
+    if not _is_worth(shares, terms):
+        raise PrivacyError(
+            f"honest shares must be worth a noise multiplier of {terms.noise_multiplier:g} in {hospitals} parts, they "
+            "are not; choose a larger noise"
+        )
+    return shares
+
+
+def _is_worth(shares: NoiseShares, terms: PrivacyTerms) -> bool:
+    honest = shares.share_variance * shares.cohort.honest
+    return worth_in_parts(honest, shares.sensitivity, terms.noise_multiplier, terms.hospitals_per_unit)
 
 
 def epsilon_against_model(terms: PrivacyTerms, rounds: int) -> float:

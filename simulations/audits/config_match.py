@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.config import RunConfig
+from common.privacy.hospitals import part_of
 from common.privacy.plan import PrivacyTerms
 from simulations.audits.ledger_history import AcceptedPlan, History
 from simulations.audits.recompute import tight_and_rdp
@@ -101,6 +102,7 @@ def plan_differences(config: RunConfig, plan: AcceptedPlan) -> list[str]:
     ]
     if terms.unit == privacy.unit == "patient":
         pairs.append(("privacy.records_per_patient", terms.records_per_unit, privacy.records_per_patient))
+        pairs.append(("privacy.hospitals_per_patient", terms.hospitals_per_unit, privacy.most_hospitals))
     if terms.trust == privacy.trust == "secagg":
         pairs.append(("privacy.dropouts", terms.dropouts, privacy.most_dropouts))
         pairs.append(("privacy.colluders", terms.colluders, privacy.most_colluders))
@@ -108,7 +110,9 @@ def plan_differences(config: RunConfig, plan: AcceptedPlan) -> list[str]:
     if privacy.clipping_norm != "auto":
         pairs.append(("privacy.clipping_norm", terms.clipping_norm, float(privacy.clipping_norm)))
     wrong = [_difference(key, ours, asked) for key, ours, asked in pairs if ours != asked]
-    epsilon = tight_and_rdp([plan.steps(terms.steps)], terms.delta)[0]
+    own, hospitals = plan.steps(terms.steps), terms.hospitals_per_unit
+    of_patient = replace(own, noise_multiplier=part_of(own.noise_multiplier, terms.trust, hospitals))
+    epsilon = tight_and_rdp([replace(of_patient, count=hospitals * own.count)], terms.delta)[0]
     if not _keeps(epsilon, privacy.epsilon, terms):
         wrong.append(_difference("privacy.epsilon", float(f"{epsilon:.4g}"), privacy.epsilon))
     return wrong

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "secagg",
     "peers",
     "distributed_noise",
+    "solved_heads",
 )
 
 

@@ -154,6 +154,7 @@ def plan_table(facts: Facts) -> Markup:
             "from the nodes' ledgers, at that δ and unit",
         ),
         *sums_rows(facts),
+        *hospitals_rows(facts),
         (
             "Noise multiplier σ",
             wording.plain(number("privacy", "noise_multiplier")),
@@ -171,6 +172,25 @@ def plan_table(facts: Facts) -> Markup:
     ]
     cells = [[name, value or wording.NOT_COMPUTED, meaning] for name, value, meaning in rows]
     return table("The privacy plan, as every node accounted for it", ["Constant", "Value", "Meaning"], cells)
+
+
+def hospitals_rows(facts: Facts) -> list[tuple[str, str | None, str]]:
+    """List what holds for a patient known to several of the nodes, where the plan says of how many."""
+    hospitals = facts.number("privacy", "hospitals_per_patient")
+    if hospitals is None:
+        return []
+    whole, epsilon = wording.whole(hospitals), facts.number("privacy", "epsilon_across_hospitals")
+    rows: list[tuple[str, str | None, str]] = [
+        (
+            "ε across hospitals",
+            wording.epsilon(epsilon),
+            f"for a patient whose records are at up to {whole} of the nodes, at that δ; the ε above is each node's own",
+        )
+    ]
+    of_model = facts.number("privacy", "epsilon_across_hospitals_against_model")
+    if of_model is not None:
+        rows.append(("ε across hospitals, model's readers", wording.epsilon(of_model), "who know no node's noise"))
+    return rows
 
 
 def sums_rows(facts: Facts) -> list[tuple[str, str | None, str]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.config import RunConfig
 from common.data.records import TaskName
 from common.heads import build_head
+from common.solved_heads import SOLVED_HEADS
 from simulations.audits.practice import SHIPPED, Practice, Specimen, company
 from simulations.audits.probes import Noise, Sampling
 from simulations.audits.replay import CHECKS, SUM_CHECKS, builtin_replay, builtin_specimen, replay
@@ -28,7 +29,7 @@ CLASSES, RECORDS = 3, 4
 SEQUENCE = ((6, 4), (6,))
 STEPS = {"sensitivity", "noise", "empty batch", "sampling", "steps", "not finite", "what leaves"}
 UPPER = [f"upper {kind} {train}" for kind in ("residual", "bert") for train in ("all", "biases", "adapters")]
-HEADS = ["linear", "labels", "mlp", "tokens", "tokens mlp", "spans", "spans mlp", *UPPER]
+HEADS = ["linear", "labels", "mlp", "tokens", "tokens mlp", "spans", "spans mlp", *SOLVED_HEADS, *UPPER]
 
 
 @functools.cache
@@ -45,6 +46,8 @@ def head_of(name: str) -> tuple[nn.Module, TaskName]:
         _, kind, train = name.split()
         upper, layout = stages(kind)
         return perturbed(build_head("upper", layout, CLASSES, upper=upper, train=train)), "classification"
+    if name in SOLVED_HEADS:
+        return build_head(name, 5, CLASSES), "classification"
     kind = "mlp" if name.endswith("mlp") else "linear"
     tasks: dict[str, TaskName] = {"tokens": "tokens", "spans": "spans", "labels": "multilabel"}
     task: TaskName = tasks.get(name.split()[0], "classification")

@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.grafting import Trunk, flatten, layout, unflatten
 from common.heads import HEADS, arrays_digest, build_head, head_arrays, load_arrays
 from common.rewriting import FixedNorm
+from common.solved_heads import SOLVED_HEADS
 from common.token_heads import PADDING_LOGIT, TokenLinear
 from common.upper import TRAINABLE, UpperHead
 from tests.stages import KINDS, Then, features_for, perturbed, stages
@@ -76,7 +77,14 @@ def test_what_is_unknown_or_missing_is_refused() -> None:
     for train in TRAINABLE:
         with pytest.raises(ConfigError, match="found nothing"):
             build_head("upper", shape, 3, upper={"pool": upper["pool"]}, train=train)
-    assert HEADS == ("linear", "mlp", "upper")
+    assert HEADS == ("linear", "mlp", "upper", "prototype", "ridge")
+    for kind in SOLVED_HEADS:
+        with pytest.raises(ConfigError, match="one class a record"):
+            build_head(kind, 5, 3, task="multilabel")
+    with pytest.raises(ConfigError, match="at most 2048"):
+        build_head("ridge", 2049, 3)
+    with pytest.raises(ConfigError, match="predict nothing"):
+        build_head("ridge", 5, 3)(torch.zeros(1, 5))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,7 +25,7 @@ from simulations.benchmarks import distributed_noise
 from simulations.benchmarks.distributed_noise import EPSILONS, claims, plot, results, summary
 from simulations.benchmarks.distributed_noise.results import Run
 from simulations.benchmarks.distributed_noise.stacked import Heads, clipped_sums
-from simulations.benchmarks.distributed_noise.worlds import DELTA, STEPS, WORLDS, Setting, Split, _Sums, scores
+from simulations.benchmarks.distributed_noise.worlds import DELTA, STEPS, WORLDS, Setting, Split, Sums, scores
 
 FALSE_ALARM = 1e-6  # the noise is seeded: it passes always or never
 NUMBERS, NODES, NORM = 20_000, 8, 0.5
@@ -54,7 +54,7 @@ def runs() -> list[Run]:
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_learning_rate_is_told_the_noise_that_a_world_really_holds(world: str) -> None:
     nodes = 1 if world == "pooled" else NODES
-    sums = _Sums(world, [20] * nodes, 4.0, NORM, NUMBERS, seed=1)
+    sums = Sums(world, [20] * nodes, 4.0, NORM, NUMBERS, seed=1)
     silent = ClippedSum({"w": torch.zeros(NUMBERS, dtype=torch.float64)}, NORM, 0)
     noise = sums.noised([silent] * nodes, 0)
     low, high = chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], NUMBERS)
@@ -63,7 +63,7 @@ def test_the_learning_rate_is_told_the_noise_that_a_world_really_holds(world: st
 
 def test_the_worlds_differ_in_noise_as_they_should() -> None:
     held = {
-        world: _Sums(world, [20] * (1 if world == "pooled" else NODES), 4.0, NORM, 650, 1).noise_over_norm
+        world: Sums(world, [20] * (1 if world == "pooled" else NODES), 4.0, NORM, 650, 1).noise_over_norm
         for world in WORLDS
     }
     assert held["pooled"] == held["trusted server"] == 4.0
@@ -130,7 +130,7 @@ def opened_and_plain(add: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.nda
 
 def test_noise_drawn_at_once_is_what_shares_add_up_to() -> None:
     """Both against the claimed distribution, in thirds of its standard deviation; the control is a share less."""
-    sums = _Sums("secagg", [20] * NODES, 4.0, NORM, NUMBERS, seed=1)
+    sums = Sums("secagg", [20] * NODES, 4.0, NORM, NUMBERS, seed=1)
     each = [
         skellam_from_words(SeededRandomness(0, f"node-{node}", 0, "share").words, NUMBERS, sums.shares.share_variance)
         for node in range(NODES)

@@ -95,13 +95,13 @@ def scores(split: Split, nodes: int, seed: int, settings: Sequence[Setting]) -> 
     return [_scored(logits, split) for logits in heads.logits(split.test_features)]
 
 
-def _sums_of(setting: Setting, sizes: Sequence[int], norm: float, parameters: int, seed: int) -> _Sums:
+def _sums_of(setting: Setting, sizes: Sequence[int], norm: float, parameters: int, seed: int) -> Sums:
     sigma = noise_multiplier_for(setting.epsilon, DELTA, 1.0, STEPS)
     held = [sum(sizes)] if setting.world == "pooled" else list(sizes)
-    return _Sums(setting.world, held, sigma, norm, parameters, seed)
+    return Sums(setting.world, held, sigma, norm, parameters, seed)
 
 
-def _step(sums: _Sums, records: int) -> float:
+def _step(sums: Sums, records: int) -> float:
     """By how much a sum is multiplied before it is taken off a head."""
     terms = PrivacyTerms("record", "local", 1.0, STEPS, 1, sums.norm, sums.noise_over_norm, DELTA)
     return default_learning_rate(terms, sums.parameters, [records], [1.0], None) / records
@@ -116,7 +116,7 @@ def _scored(logits: Tensor, split: Split) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Sums:
+class Sums:
     """How a world's noised sum over all nodes is made; the pool counts as one node that holds ``sizes[0]`` records."""
 
     world: str
@@ -128,6 +128,7 @@ class _Sums:
 
     @cached_property
     def shares(self) -> NoiseShares:
+        """Scale and noise of a world in which they are shared out."""
         lost = 1 if "lost" in self.world else 0
         cohort = Cohort(len(self.sizes), lost, lost)
         return share_out(cohort, self.sigma, self.norm, self.parameters, max(self.sizes), sums=STEPS)
