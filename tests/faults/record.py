@@ -55,7 +55,8 @@ def table(played: Mapping[str, Played]) -> str:
             cells = (row.fault, row.sees, row.outcome, row.excess, f"{one.date}, {one.nodes} nodes")
             lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     missing = [fault.name for fault in FULL if fault.name not in played]
-    return "\n".join(lines) + "\n\n" + f"Written, but not played to its end: {', '.join(missing) or 'none'}.\n"
+    rest = f"\nWritten, but not played to its end: {', '.join(missing)}.\n" if missing else ""
+    return "\n".join(lines) + "\n" + rest
 
 
 def updated(page: str, rows: str) -> str:
