@@ -1,4 +1,4 @@
-"""A node's configuration as ``fedgraft node init`` writes it, without a node."""
+"""A node's configuration, without a node: the shortest one, and what ``fedgraft node init`` writes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from pathlib import Path
 
 from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from client.node_folder import TEMPLATE
+
+NODE = """
+[node]
+name = "north"
+[server]
+address = "127.0.0.1:1"
+[data]
+source = "."
+id = "records"
+declared_size = 20
+classes = ["a", "b"]
+[privacy]
+max_epsilon = 1.0
+delta = 1e-5
+"""
 
 
 def node_config(folder: Path, **values: object) -> NodeConfig:

@@ -14,22 +14,7 @@ from client.peers import PEERS, approved_peers
 from common.errors import PrivacyError
 from common.privacy.keys import fingerprint
 from common.secagg.roster import Roster, read_roster
-
-NODE = """
-[node]
-name = "north"
-[server]
-address = "127.0.0.1:1"
-[data]
-source = "."
-id = "records"
-declared_size = 20
-classes = ["a", "b"]
-[privacy]
-max_epsilon = 1.0
-delta = 1e-5
-unit = "record"
-"""
+from tests.node_files import NODE
 
 
 @pytest.fixture

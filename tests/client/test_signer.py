@@ -27,24 +27,10 @@ from common.secagg.session import Session
 from common.secagg.signatures import check_keys, check_survivors, sign_keys, sign_survivors
 from common.secagg.signed import MOST_SIGNED_BYTES, SaidKeys, SaidSurvivors
 from tests.confining import can_confine
+from tests.node_files import NODE
 from tests.processes import PATIENCE_S, wait_until
 from tests.sums import names_of, roster_of, run_of
 
-NODE = """
-[node]
-name = "north"
-[server]
-address = "127.0.0.1:1"
-[data]
-source = "."
-id = "records"
-declared_size = 20
-classes = ["a", "b"]
-[privacy]
-max_epsilon = 1.0
-delta = 1e-5
-trusts = ["local", "secagg"]
-"""
 DIGEST = "ab" * 32
 SAID = SaidKeys(session=DIGEST, name="north", channel_key=DIGEST, mask_key=DIGEST, commitment=DIGEST)
 SEEN = SaidSurvivors(session=DIGEST, name="north", sharers=DIGEST, survivors=("east", "north"))
@@ -55,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     home = tmp_path / ("a long name of a folder " * 5)  # longer than a socket's path may be
     home.mkdir(mode=0o700)
     make_key(home, "north")
-    (home / NODE_TOML).write_text(NODE)
+    (home / NODE_TOML).write_text(NODE + 'trusts = ["local", "secagg"]\n')
     return home
 
 
@@ -178,7 +164,7 @@ def test_a_confined_app_has_it_signed_keeps_its_record_and_reads_no_key(tmp_path
     folder = tmp_path / "node"
     folder.mkdir(mode=0o700)
     make_key(folder, "north")
-    (folder / NODE_TOML).write_text(NODE)
+    (folder / NODE_TOML).write_text(NODE + 'trusts = ["local", "secagg"]\n')
     process = subprocess.Popen([sys.executable, "-m", "client.signer", str(folder)], env=environment(folder))
     try:
         assert wait_until(lambda: answers(folder))

@@ -18,22 +18,9 @@ from common.errors import ConfigError, PrivacyError
 from common.secagg.messages import Stage
 from common.secagg.roster import parse_roster
 from server.secagg_round import begin, take_agreements, take_keys, take_shares, take_vectors
+from tests.node_files import NODE
 from tests.sums import Sums, names_of, run_of
 
-NODE = """
-[node]
-name = "north"
-[server]
-address = "127.0.0.1:1"
-[data]
-source = "."
-id = "records"
-declared_size = 20
-classes = ["a", "b"]
-[privacy]
-max_epsilon = 1.0
-delta = 1e-5
-"""
 ME = "node-000"
 
 
