@@ -94,12 +94,12 @@ def submit(place: Place, app: Path, config: Path) -> int:
 
 @contextmanager
 def _superlink(place: Place) -> Iterator[ControlHttpClient]:
-    os.environ.update(without_proxy(os.environ))  # where Flower's client looks for one
     address, ca = f"127.0.0.1:{place.config.control_port}", place.certificates.ca
     try:
-        superlink = ControlHttpClient.from_server_address(
-            address, insecure=False, root_certificates=ca.read_bytes(), interceptors=()
-        )
+        with _direct():
+            superlink = ControlHttpClient.from_server_address(
+                address, insecure=False, root_certificates=ca.read_bytes(), interceptors=()
+            )
     except OSError as error:
         raise ConfigError(
             f"expected the certificate of a CA in {ca}, it cannot be used ({error}); restore it"
@@ -115,6 +115,18 @@ def _superlink(place: Place) -> Iterator[ControlHttpClient]:
         raise FederationError("the SuperLink cannot be reached; start it with `fedgraft server start`") from error
     finally:
         superlink.close()
+
+
+@contextmanager
+def _direct() -> Iterator[None]:
+    """No proxy in the environment for a while, which is where Flower's client looks for one when it is made."""
+    before = dict(os.environ)
+    os.environ.update(without_proxy(os.environ))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _code(error: httpx.HTTPStatusError) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import stat
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import fedgraft
 from common import places
 from common.config import dump_toml, load_config
-from common.errors import ConfigError
+from common.errors import ConfigError, FederationError
 from common.privacy.keys import openssh
+from server.control import nodes_seen
 from server.place import JOIN_FILE, NODES, SERVER_TOML, Place, Registered, folder_of_run, open_place
 from server.submission import open_run, start_run
 from tests.federations import small_config
@@ -157,6 +160,18 @@ def test_a_server_that_does_not_run_is_said(place: Place, capsys: pytest.Capture
     status, told = said(capsys, "nodes", "--home", str(place.folder))
     assert status == 1
     assert "start it with `fedgraft server start`" in told
+
+
+def test_no_proxy_hears_of_the_coordinators_commands(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        before = dict(os.environ)
+        with pytest.raises(FederationError, match="cannot be reached"):
+            nodes_seen(place)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+    assert dict(os.environ) == before
 
 
 def test_a_key_that_is_none_lets_nobody_in(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
