@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +29,11 @@ class ClippedSum:
 
 def clip_factors(norms: Tensor, clipping_norm: float) -> tuple[Tensor, Tensor]:
     """min(1, C / norm) of each unit, zero where the norm is not finite; and where it is finite."""
-    finite = norms.isfinite()
-    return torch.where(finite, (clipping_norm / norms).clamp(max=1.0), 0.0), finite
+    lengths = norms.numpy()
+    finite = np.isfinite(lengths)
+    with np.errstate(all="ignore"):  # of a length of zero, C / 0 is as good as any
+        factors = np.where(finite, np.minimum(clipping_norm / lengths, 1.0), 0.0)
+    return torch.from_numpy(factors), torch.from_numpy(finite)
 
 
 def unreduced(losses: Tensor, units: int) -> Tensor:

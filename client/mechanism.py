@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,9 +90,10 @@ def noisy_gradient(clipped: ClippedSum, plan: PrivacyPlan, randomness: Randomnes
         )
     deviation = plan.terms.clipping_norm * plan.terms.noise_multiplier
     names = sorted(clipped.values)
-    total = torch.cat([clipped.values[name].flatten() for name in names])
-    noisy = (total + deviation * torch.from_numpy(randomness.normal(tuple(total.shape)))) / plan.expected_batch
-    parts = torch.split(noisy, [clipped.values[name].numel() for name in names])
+    total = np.concatenate([clipped.values[name].numpy().reshape(-1) for name in names])
+    total += deviation * randomness.normal(total.shape)
+    total /= plan.expected_batch
+    parts = torch.from_numpy(total).split([clipped.values[name].numel() for name in names])
     return {name: part.view_as(clipped.values[name]) for name, part in zip(names, parts, strict=True)}
 
 
@@ -102,27 +104,25 @@ def _linear_clipped_sum(
 
     Source: Goodfellow 2015, arXiv:1510.01799.
     """
+    weights = {name: value for name, value in (("weight", head.weight), ("bias", head.bias)) if value is not None}
+    trained = [name for name, value in weights.items() if value.requires_grad]
     inputs = features.detach().double()
-    slopes = logit_gradients(head, loss, inputs, targets)
-    trained = {name for name, value in head.named_parameters() if value.requires_grad}
-    squares = torch.zeros(len(inputs), dtype=torch.float64)
-    if "weight" in trained:
-        squares = squares + inputs.square().sum(dim=1)
-    if "bias" in trained:
-        squares = squares + 1.0
-    factors, finite = clip_factors(slopes.norm(dim=1) * squares.sqrt(), clipping_norm)
-    slopes = torch.where(finite[:, None], slopes, 0.0) * factors[:, None]  # (B, K)
-    spoiled = int((~finite).sum())
+    slopes, values = logit_gradients(head, loss, inputs, targets).numpy(), inputs.numpy()
+    with np.errstate(all="ignore"):  # what is not finite is counted
+        squares = np.einsum("bd,bd->b", values, values) if "weight" in trained else 0.0
+        lengths = np.sqrt(np.einsum("bk,bk->b", slopes, slopes) * (squares + ("bias" in trained)))
+        factors, finite = (part.numpy() for part in clip_factors(torch.from_numpy(lengths), clipping_norm))
+        slopes = slopes * factors[:, None]  # (B, K)
+    spoiled = len(finite) - int(np.count_nonzero(finite))
     if spoiled:
-        inputs = torch.where(finite[:, None], inputs, 0.0)
-    sums = {"weight": lambda: slopes.T @ inputs, "bias": lambda: slopes.sum(dim=0)}
-    return ClippedSum({name: sums[name]() for name in sorted(trained)}, clipping_norm, spoiled)
+        slopes, values = (np.where(finite[:, None], part, 0.0) for part in (slopes, values))
+    sums = {"weight": lambda: slopes.T @ values, "bias": lambda: slopes.sum(axis=0)}
+    return ClippedSum({name: torch.from_numpy(sums[name]()) for name in sorted(trained)}, clipping_norm, spoiled)
 
 
 def logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets: Tensor) -> Tensor:
     """Slope of each record's loss along its logits, shape (B, K), from float64 inputs (B, D); each by itself."""
-    with torch.no_grad():
-        logits = unit_by_unit(inputs, head.weight.double())
-        if head.bias is not None:
-            logits = logits + head.bias.double()
-        return slopes_along(logits, loss, targets)
+    logits = unit_by_unit(inputs, head.weight.detach().double())
+    if head.bias is not None:
+        logits += head.bias.detach().double()
+    return slopes_along(logits, loss, targets)

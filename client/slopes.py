@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.clipping import unreduced
@@ -27,10 +28,18 @@ def slopes_along(logits: Tensor, loss: PerUnitLoss, targets: Tensor) -> Tensor:
         PrivacyError: the loss is reduced.
     """
     if loss is classification_loss:  # its slope is known: no graph has to be built
-        slopes = logits.softmax(dim=1)
-        slopes[torch.arange(len(targets)), targets] -= 1.0
-        return slopes
+        with np.errstate(all="ignore"):  # what is not finite is counted later
+            slopes = softmax(logits.numpy(), 1)
+        slopes[np.arange(len(slopes)), targets.numpy()] -= 1.0
+        return torch.from_numpy(slopes)
     with torch.enable_grad():
         logits.requires_grad_(True)
         losses = unreduced(loss(logits, targets), len(logits))
         return torch.autograd.grad(losses.sum(), logits)[0]
+
+
+def softmax(logits: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Softmax along an axis; NumPy takes a fraction of torch's time for a few records."""
+    powers: NDArray[np.float64] = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    powers /= powers.sum(axis=axis, keepdims=True)
+    return powers

@@ -17,7 +17,7 @@ from client.ledger import Spend, StoredReply
 from client.mechanism import ClippedSum, clipped_sum, noisy_gradient
 from client.patient_sums import draw, patient_clipped_sum
 from common.errors import ConfigError, PrivacyError, ProtocolError
-from common.heads import arrays_digest, head_arrays
+from common.heads import arrays_digest
 from common.messages import EvaluateTask, Hello, Metrics, Offer, TrainTask, Update
 from common.model import make_head, trained_head
 from common.privacy.noise import Randomness
@@ -108,17 +108,18 @@ def private_update(
     """
     loss = task_named(task.offer.model.task).loss
     trained = {name: value for name, value in head.named_parameters() if value.requires_grad}
-    parameters = {name: value.detach().numpy() for name, value in trained.items()}  # the same memory
-    sent = {name: task.head[name].numpy() for name in trained}
+    values = {name: value.detach().numpy() for name, value in trained.items()}  # the same memory
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
         clipped = sampled_sum(head, loss, records, plan.terms, sampling)
         gradient = noisy_gradient(clipped, plan, noise)
         with np.errstate(all="ignore"):  # what is not finite is bounded below
-            for name, value in parameters.items():
-                pull = task.proximal_mu * (value - sent[name])
-                value -= task.learning_rate * (gradient[name].numpy() + pull)  # in float64, then rounded once
-    return {name: _bounded(value) for name, value in head_arrays(head).items()}
+            for name, value in values.items():
+                slope = gradient[name].numpy()
+                if task.proximal_mu:
+                    slope = slope + task.proximal_mu * (value - task.head[name].numpy())
+                value -= task.learning_rate * slope  # in float64, then rounded once
+    return {name: _bounded(value.detach()) for name, value in trained.items()}
 
 
 def sampled_sum(

@@ -21,6 +21,7 @@ from common.privacy.canonical import canonical_json
 
 DRAWS = 4  # Gaussians summed into one
 _TO_UNIT = 2.0**-53
+_ONE = np.float64(1.0).view(np.uint64)
 
 
 class Randomness(Protocol):
@@ -137,23 +138,31 @@ def normals_from_words(words: Words, shape: tuple[int, ...]) -> NDArray[np.float
     """
     size = math.prod(shape)
     half = (size + 1) // 2
-    total = np.zeros((2, half))
+    total, pair, scratch = np.zeros((2, half)), np.empty((2, half)), np.empty((2, half))
     for _ in range(DRAWS):
-        total += _box_muller(words(2 * half).reshape(2, half))
+        _box_muller(words(2 * half).reshape(2, half), pair, scratch)
+        total += pair
     total /= np.sqrt(DRAWS)
     return total.reshape(-1)[:size].reshape(shape)
 
 
-def _box_muller(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Shape (2, n) words to (2, n) normals; the angle is drawn in (0, pi), and a spare bit says above or below."""
-    radius = np.sqrt(-2.0 * np.log(_uniforms(words[0])))
-    pair = np.empty(words.shape)
+def _box_muller(words: NDArray[np.uint64], pair: NDArray[np.float64], scratch: NDArray[np.float64]) -> None:
+    """Turn words into as many normals, in ``pair``; all have shape (2, n), and ``scratch`` is overwritten.
+
+    The angle is drawn in (0, pi), and a spare bit says above or below.
+    """
+    radius, angle = _uniforms(words, scratch)
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    angle *= np.pi
     cosine, sine = pair
-    torch.cos(torch.from_numpy(_uniforms(words[1]) * np.pi), out=torch.from_numpy(cosine))  # twice as fast as NumPy's
-    np.sqrt((1.0 - cosine) * (1.0 + cosine), out=sine)
+    torch.cos(torch.from_numpy(angle), out=torch.from_numpy(cosine))  # twice as fast as NumPy's
+    np.subtract(1.0, cosine, out=sine)
+    sine *= np.add(1.0, cosine, out=angle)
+    np.sqrt(sine, out=sine)
     sine.view(np.uint64)[...] |= words[1] << np.uint64(63)  # the sign bit; _uniforms drops the low bits
     pair *= radius
-    return pair
 
 
 def flags_from_words(words: NDArray[np.uint64], rate: float) -> NDArray[np.bool_]:
@@ -161,12 +170,16 @@ def flags_from_words(words: NDArray[np.uint64], rate: float) -> NDArray[np.bool_
     return (words >> np.uint64(11)).astype(np.float64) * _TO_UNIT < rate
 
 
-def _uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """The top 52 bits, at the middle of their cells: never 0 and never 1."""
-    uniforms = (words >> np.uint64(12)).astype(np.float64)
-    uniforms += 0.5
-    uniforms *= 2.0**-52
-    return uniforms
+def _uniforms(words: NDArray[np.uint64], out: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The top 52 bits, at the middle of their cells: never 0 and never 1.
+
+    As the fraction of a float they make a number from 1 to 2; what is taken away from it leaves no rounding.
+    """
+    bits = out.view(np.uint64)
+    np.right_shift(words, np.uint64(12), out=bits)
+    bits |= _ONE
+    out -= 1.0 - 2.0**-53
+    return out
 
 
 def _system_words(n: int) -> NDArray[np.uint64]:
