@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from flwr.app import Context, Message
@@ -23,6 +24,7 @@ from client.timing import Pad
 from common import places, wire
 from common.errors import FederationError
 from common.grafting import threads
+from common.lockstep import Steps, one_step, to_the_end
 from common.messages import Reply
 
 log = logging.getLogger("fedgraft.node")
@@ -51,7 +53,14 @@ def backbone(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Do one private round."""
-    return _answer(message, context, lambda node: training.train_round(wire.decode_train_task(message), node), Pad())
+    return to_the_end(train_in_steps(message, context))
+
+
+def train_in_steps(message: Message, context: Context) -> Steps[Message]:
+    """Do one private round, in steps that an engine may let many nodes take together."""
+    pad = Pad()
+    opened = _opener(context, pad)
+    return _in_steps(opened, message, lambda node: training.round_in_steps(wire.decode_train_task(message), node), pad)
 
 
 @app.train(wire.SUM_ACTION)
@@ -67,24 +76,35 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _answer(message: Message, context: Context, work: Callable[[Node], Reply], pad: Pad | None = None) -> Message:
+    return _answer_of(_opener(context, pad), message, work, pad)
+
+
+def _opener(context: Context, pad: Pad | None) -> Callable[[], Node]:
     def opened() -> Node:
         node = open_node(context.run_id, context.run_config, context.node_config)
         if pad is not None:
             pad.interval_s = node.answer_after_s
         return node
 
-    return _answer_of(opened, message, work, pad)
+    return opened
 
 
 def _answer_of(
     opened: Callable[[], Place], message: Message, work: Callable[[Place], Reply], pad: Pad | None = None
 ) -> Message:
+    return to_the_end(_in_steps(opened, message, lambda place: one_step(partial(work, place)), pad))
+
+
+def _in_steps(
+    opened: Callable[[], Place], message: Message, work: Callable[[Place], Steps[Reply]], pad: Pad | None = None
+) -> Steps[Message]:
     name = "node"
     try:
         place = opened()
         name = place.speaker.name
         with threads(1):
-            answer = wire.encode_reply(permitted(work(place), message, place.speaker), message)
+            reply = yield from work(place)
+            answer = wire.encode_reply(permitted(reply, message, place.speaker), message)
     except FederationError as error:
         log.warning("%s refuses: %s", name, words_for(error, simulated=places.node_folder() is None))
         answer = wire.encode_reply(egress.refuse(error), message)

@@ -356,7 +356,7 @@ class Ledger:
         entry = make_entry(self._balance.position, self._balance.head, kind, {**body, **at})
         row = (entry.position, entry.text, entry.hash)
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", row)
-        self._balance.extend([entry])
+        self._balance.add(entry)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -93,8 +95,12 @@ def noisy_gradient(clipped: ClippedSum, plan: PrivacyPlan, randomness: Randomnes
     total = np.concatenate([clipped.values[name].numpy().reshape(-1) for name in names])
     total += deviation * randomness.normal(total.shape)
     total /= plan.expected_batch
-    parts = torch.from_numpy(total).split([clipped.values[name].numel() for name in names])
-    return {name: part.view_as(clipped.values[name]) for name, part in zip(names, parts, strict=True)}
+    ends = itertools.accumulate(clipped.values[name].numel() for name in names)
+    places = itertools.pairwise((0, *ends))
+    return {
+        name: torch.from_numpy(total[start:end]).view_as(clipped.values[name])
+        for name, (start, end) in zip(names, places, strict=True)
+    }
 
 
 def _linear_clipped_sum(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from client.mechanism import ClippedSum, clipped_sum, noisy_gradient
 from client.patient_sums import draw, patient_clipped_sum
 from common.errors import ConfigError, PrivacyError, ProtocolError
 from common.heads import arrays_digest
+from common.lockstep import Steps, to_the_end
 from common.messages import EvaluateTask, Hello, Metrics, Offer, TrainTask, Update
 from common.model import make_head, trained_head
 from common.privacy.noise import Randomness
@@ -46,7 +48,14 @@ def accept_offer(offer: Offer, node: Node) -> Hello:
 
 
 def train_round(task: TrainTask, node: Node) -> Update:
+    """Train the head on this node's records for one round and release it; as ``round_in_steps``."""
+    return to_the_end(round_in_steps(task, node))
+
+
+def round_in_steps(task: TrainTask, node: Node) -> Steps[Update]:
     """Train the head on this node's records for one round and release it.
+
+    Where it yields, an engine may let other nodes come as far; a node by itself goes on at once.
 
     Guarantees:
         The budget is reserved, durably, before a record is read for this round, and the update's bytes are stored
@@ -62,18 +71,23 @@ def train_round(task: TrainTask, node: Node) -> Update:
     task = replace(task, offer=offer)
     if not 1 <= task.round <= plan.terms.rounds:
         raise ProtocolError(f"expected a round from 1 to {plan.terms.rounds}, got {task.round}; refuse the message")
+    yield
     module = trained_head(task.offer.model, task.head)  # one that does not fit is refused before anything is paid
     with node.open_ledger() as ledger:
         spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=arrays_digest(task.head))
         reservation = ledger.reserve(spend, plan, whole=not node.policy.partial)
         if isinstance(reservation, StoredReply):
             return egress.release_update(safetensors.torch.load(reservation.reply), task.head)
+        yield
         records = node.records(task.offer.model)  # sensitive from here
-        head = private_update(module, task, records, plan, node.randomness(task.round))
+        head = yield from update_in_steps(module, task, records, plan, node.randomness(task.round))
+        yield
         update = egress.release_update(head, task.head)
         reply = safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()})
+        yield
         if (settled := ledger.settle(reservation, reply)) != reply:
             update = egress.release_update(safetensors.torch.load(settled), task.head)
+    yield
     return update
 
 
@@ -92,6 +106,13 @@ def require_local(plan: PrivacyPlan) -> None:
 def private_update(
     head: nn.Module, task: TrainTask, records: Records, plan: PrivacyPlan, randomness: tuple[Randomness, Randomness]
 ) -> dict[str, Tensor]:
+    """The global head after this round's private gradient steps; as ``update_in_steps``."""
+    return to_the_end(update_in_steps(head, task, records, plan, randomness))
+
+
+def update_in_steps(
+    head: nn.Module, task: TrainTask, records: Records, plan: PrivacyPlan, randomness: tuple[Randomness, Randomness]
+) -> Steps[dict[str, Tensor]]:
     """The global head after this round's private gradient steps (DP-SGD, Abadi et al. 2016, arXiv:1607.00133).
 
     A step without a single sampled record is a step like any other: noise is added and it is paid for.
@@ -108,17 +129,13 @@ def private_update(
     """
     loss = task_named(task.offer.model.task).loss
     trained = {name: value for name, value in head.named_parameters() if value.requires_grad}
-    values = {name: value.detach().numpy() for name, value in trained.items()}  # the same memory
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
         clipped = sampled_sum(head, loss, records, plan.terms, sampling)
+        yield
         gradient = noisy_gradient(clipped, plan, noise)
-        with np.errstate(all="ignore"):  # what is not finite is bounded below
-            for name, value in values.items():
-                slope = gradient[name].numpy()
-                if task.proximal_mu:
-                    slope = slope + task.proximal_mu * (value - task.head[name].numpy())
-                value -= task.learning_rate * slope  # in float64, then rounded once
+        yield
+        _descend(trained, gradient, task)
     return {name: _bounded(value.detach()) for name, value in trained.items()}
 
 
@@ -133,6 +150,16 @@ def sampled_sum(
         raise PrivacyError('the plan protects one patient, and the data name none; use unit "record", or name them')
     drawn, sizes = draw(records.patients, terms.sampling_rate, terms.records_per_unit, sampling)
     return patient_clipped_sum(head, loss, *records.take(drawn), sizes, terms.clipping_norm)
+
+
+def _descend(trained: Mapping[str, Tensor], gradient: Mapping[str, Tensor], task: TrainTask) -> None:
+    """One step down the gradient, in place: in float64, then rounded once."""
+    with np.errstate(all="ignore"):  # what is not finite is bounded in the end
+        for name, parameter in trained.items():
+            value, slope = parameter.detach().numpy(), gradient[name].numpy()
+            if task.proximal_mu:
+                slope = slope + task.proximal_mu * (value - task.head[name].numpy())
+            value -= task.learning_rate * slope
 
 
 def _bounded(values: Tensor) -> Tensor:

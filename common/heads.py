@@ -120,14 +120,13 @@ def load_arrays(head: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigError: names or shapes are not those of the head.
     """
-    expected = {name: tuple(value.shape) for name, value in head.named_parameters() if value.requires_grad}
-    came = {name: tuple(value.shape) for name, value in arrays.items()}
+    trained = {name: value for name, value in head.named_parameters() if value.requires_grad}
+    expected, came = ({name: tuple(value.shape) for name, value in each.items()} for each in (trained, arrays))
     if expected != came:
         raise ConfigError(f"the head has parameters {expected}, got {came}; use the head that the model was made with")
     with torch.no_grad():
-        for name, value in head.named_parameters():
-            if name in arrays:
-                value.copy_(arrays[name])
+        for name, value in trained.items():
+            value.copy_(arrays[name])
 
 
 def arrays_digest(arrays: Mapping[str, Tensor]) -> str:

@@ -84,7 +84,7 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
 
 
 def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -> None:
-    """Run, or continue, the federation that a configuration describes.
+    """Run, or continue, the simulated federation that a configuration describes.
 
     Args:
         config: of the run.
@@ -98,7 +98,7 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
     proposal = _begun(config, folder, assemble(config))
     plan = proposal.plan if nodes is None else replace(proposal.plan, nodes=nodes)
     strategy = strategy_of(config)
-    link, store = Link(grid), RunStore(folder, plan.offer.run_id)
+    link, store = Link(grid), RunStore(folder, plan.offer.run_id, durable=False)
     play = SumRounds(store, simulated_roster) if plan.offer.terms.trust == "secagg" else None
     final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, play=play)
     if config.evaluation.node_metrics == "exact":

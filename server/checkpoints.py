@@ -52,10 +52,12 @@ class RunStore:
     Attributes:
         folder: the run folder.
         run_id: of this run, ours, the same after a resume.
+        durable: survive a power cut; False, for simulations, survives a killed process, as their ledgers do.
     """
 
     folder: Path
     run_id: str
+    durable: bool = True
 
     def note_asked(self, round_: int, names: Sequence[str]) -> None:
         """Remember, durably and before they are asked, which nodes may pay for a round, whatever becomes of it.
@@ -102,8 +104,9 @@ class RunStore:
         }
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         blob = safetensors.numpy.save(tensors, metadata={"fedgraft": json.dumps(facts)})
-        durable.write_bytes(self._checkpoints / f"round-{checkpoint.round:06d}.safetensors", blob)
-        _append(self.log, checkpoint.line)
+        file = self._checkpoints / f"round-{checkpoint.round:06d}.safetensors"
+        durable.write_bytes(file, blob, synced=self.durable)
+        _append(self.log, checkpoint.line, self.durable)
         for old in self._saved()[:-KEEP]:
             old.unlink(missing_ok=True)
 
@@ -176,13 +179,14 @@ def _all_whole_lines(log: Path) -> list[Line]:
     return lines
 
 
-def _append(log: Path, line: Line) -> None:
+def _append(log: Path, line: Line, synced: bool) -> None:
     if not line:
         return
     try:
         with log.open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(f"could not write {log}: {error.strerror}; free some space, then resume the run") from error

@@ -35,6 +35,7 @@ from client.open_ledgers import OpenLedgers, room_for_files
 from common import wire
 from common.config import RunConfig, to_flat
 from common.grafting import threads
+from common.lockstep import Steps, together
 from simulations.workers import Worker, workers_for
 
 RUN_ID = 1
@@ -44,7 +45,7 @@ AT_ONCE = 32  # messages handed to a worker at a time
 
 
 class InProcessGrid(Grid):
-    """All nodes of a federation on this machine, asked one after the other; with workers, a context manager."""
+    """All nodes of a federation on this machine, asked some at a time; with workers, a context manager."""
 
     def __init__(
         self,
@@ -137,7 +138,8 @@ class InProcessGrid(Grid):
         shares = self._shares(messages)
         for worker, share in zip(self._workers, shares[1:], strict=True):
             worker.begin(list(contents.serialised(messages[index] for index in share)))
-        replies = {index: self._play(contents.received(messages[index])) for index in shares[0]}
+        own = [contents.received(messages[index]) for index in shares[0]]
+        replies = dict(zip(shares[0], self._play(own), strict=True))
         for worker, share in zip(self._workers, shares[1:], strict=True):
             came = map(MessageProto.FromString, worker.finish())
             replies.update(zip(share, map(message_from_proto, came), strict=True))
@@ -154,14 +156,18 @@ class InProcessGrid(Grid):
 
     def _play_serialised(self, messages: Sequence[bytes]) -> list[bytes]:
         """What a worker does; a message without a content has that of the one before it."""
-        replies, content = [], None
+        read, content = [], None
         for proto in map(MessageProto.FromString, messages):
             content = recorddict_from_proto(proto.content) if proto.HasField("content") else content
-            reply = self._play(make_message(metadata_from_proto(proto.metadata), content))
-            replies.append(message_to_proto(reply).SerializeToString())
-        return replies
+            read.append(make_message(metadata_from_proto(proto.metadata), content))
+        return [message_to_proto(reply).SerializeToString() for reply in self._play(read)]
 
-    def _play(self, message: Message) -> Message:
+    def _play(self, messages: Sequence[Message]) -> list[Message]:
+        """Let nodes take each step of their work together; which others there are changes nothing of a node's reply."""
+        with simulated_in_process(self._run_folder, self._ledgers):
+            return together([self._in_steps(message) for message in messages])
+
+    def _in_steps(self, message: Message) -> Steps[Message]:
         node_id = message.metadata.dst_node_id
         context = Context(
             run_id=RUN_ID,
@@ -171,8 +177,9 @@ class InProcessGrid(Grid):
             run_config=self._flat,
         )
         try:
-            with simulated_in_process(self._run_folder, self._ledgers):
-                return self._app(message, context)
+            if self._app is client.app.app and message.metadata.message_type == MessageType.TRAIN:
+                return (yield from client.app.train_in_steps(message, context))
+            return self._app(message, context)
         except Exception as error:  # as Flower's runtimes do; fedgraft's own app lets none through
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
         finally:

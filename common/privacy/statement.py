@@ -118,11 +118,19 @@ class Balance:
         """
         for entry in entries:
             verify_chain([entry], position=self.position, previous=self.head)
-            try:
-                self._apply(entry.kind, entry.body)
-            except (LookupError, TypeError, ValueError, FederationError) as error:
-                raise broken_chain(f"entry {self.position} makes no sense where it stands") from error
-            self.position, self.head = self.position + 1, entry.hash
+            self.add(entry)
+
+    def add(self, entry: LedgerEntry) -> None:
+        """Count an entry that is known to follow, as it was just made to.
+
+        Raises:
+            PrivacyError: it makes no sense where it stands.
+        """
+        try:
+            self._apply(entry.kind, entry.body)
+        except (LookupError, TypeError, ValueError, FederationError) as error:
+            raise broken_chain(f"entry {self.position} makes no sense where it stands") from error
+        self.position, self.head = self.position + 1, entry.hash
 
     def forget(self, newest: Spend) -> None:
         """Let go of the released rounds of a run but its newest; what they cost stays counted."""

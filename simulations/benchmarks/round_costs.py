@@ -57,7 +57,7 @@ NODES_A_SIZE = 4000  # rounds of all sizes play about so many nodes, and nine ro
 STAGES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("clipped sum", client.training, ("clipped_sum",)),
     ("noise", client.training, ("noisy_gradient",)),
-    ("head and step", client.training, ("private_update", "trained_head")),
+    ("head and step", client.training, ("trained_head", "_descend", "_bounded")),
     ("plan and digest", client.training, ("accepted", "arrays_digest")),
     ("features", client.home, ("_simulated_records",)),
     ("features", client.home.Records, ("take",)),
@@ -145,7 +145,7 @@ def playing(config: RunConfig, folder: Path, nodes: int) -> Iterator[Callable[[]
         grid = stack.enter_context(InProcessGrid(client.app.app, config, range(nodes), folder, ledgers))
         proposal = propose(config, run_identity(folder))
         link, strategy = Link(grid), strategy_of(config)
-        store = RunStore(folder, proposal.plan.offer.run_id)
+        store = RunStore(folder, proposal.plan.offer.run_id, durable=False)
         link.offer(proposal.plan.offer)
         rate = server.rounds.learning_rate(proposal.plan, link.members.values(), proposal.start)
         plan = replace(proposal.plan, learning_rate=rate)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,7 +100,10 @@ class Hospitals(InProcessGrid):
         self.homes = dict(zip(self.get_node_ids(), homes.values(), strict=True))
         self.kinds: list[tuple[int, str]] = []
 
-    def _play(self, message: Message) -> Message:
+    def _play(self, messages: Sequence[Message]) -> list[Message]:
+        return [self._play_one(message) for message in messages]
+
+    def _play_one(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         self.kinds.append((node, message.metadata.message_type))
         os.environ[places.NODE_FOLDER] = str(self.homes[node])
