@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.clipping import ClippedSum, clip_factors
+from client.clipping import ClippedSum
 from client.deep_heads import deep_clipped_sum
+from client.linear_sums import linear_clipped_sums
 from client.mlp_sums import is_mlp, mlp_clipped_sum
-from client.slopes import slopes_along, unit_by_unit
 from client.solved_sums import solved_sum
 from client.token_sums import token_clipped_sum
 from common.errors import PrivacyError
@@ -21,7 +23,31 @@ from common.solved_heads import SolvedHead
 from common.tasks import PerUnitLoss
 from common.token_heads import TokenLinear
 
-__all__ = ["ClippedSum", "clipped_sum", "noisy_gradient"]
+__all__ = ["Batch", "ClippedSum", "clipped_sum", "clipped_sums", "noisy_gradient"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The units of one clipped sum.
+
+    Attributes:
+        head: maps (B, ...) features to (B, ...) logits; frozen parameters are skipped, dropout is off.
+        loss: unreduced, a unit's loss depending on its own logits and target only.
+        features: shape (B, D) for a linear head, one row a unit; B may be 0.
+        targets: shape (B, ...), as ``loss`` takes them.
+        clipping_norm: C, > 0.
+    """
+
+    head: nn.Module
+    loss: PerUnitLoss
+    features: Tensor
+    targets: Tensor
+    clipping_norm: float
+
+    def shares_head(self, other: Batch) -> bool:
+        """Whether both are of the very same linear head, so that one computation serves both."""
+        same = self.head is other.head and self.loss is other.loss and self.clipping_norm == other.clipping_norm
+        return same and type(self.head) is nn.Linear and self.features.dim() == other.features.dim() == 2
 
 
 def clipped_sum(
@@ -31,14 +57,7 @@ def clipped_sum(
 
     Heads of one or two linear layers, with one feature vector a unit, take a closed form that stores no per-sample
     gradient; every other head takes the gradient of each unit by itself. Norms and sums are float64, and ``head`` is
-    left untouched.
-
-    Args:
-        head: maps (B, ...) features to (B, ...) logits; frozen parameters are skipped, dropout is off.
-        loss: unreduced, a unit's loss depending on its own logits and target only.
-        features: shape (B, D) for a linear head, one row a unit; B may be 0.
-        targets: shape (B, ...), as ``loss`` takes them.
-        clipping_norm: C, > 0.
+    left untouched. Arguments are those of a ``Batch``.
 
     Returns:
         The sum over trainable parameters. A unit whose gradient is not finite contributes zero and is counted.
@@ -53,12 +72,23 @@ def clipped_sum(
     if type(head) is SolvedHead:
         return solved_sum(head, features, targets, clipping_norm)
     if type(head) is nn.Linear and features.dim() == 2:
-        return _linear_clipped_sum(head, loss, features, targets, clipping_norm)
+        return linear_clipped_sums(head, loss, [features], [targets], clipping_norm)[0]
     if features.dim() == 2 and is_mlp(head):
         return mlp_clipped_sum(head, loss, features, targets, clipping_norm)
     if type(head) is TokenLinear:
         return token_clipped_sum(head, loss, features, targets, clipping_norm)
     return deep_clipped_sum(head, loss, features, targets, clipping_norm)
+
+
+def clipped_sums(batches: Sequence[Batch]) -> list[ClippedSum]:
+    """The clipped sum of each batch, the same bit for bit as by itself; batches of one linear head go together."""
+    if len(batches) > 1 and all(batch.shares_head(batches[0]) for batch in batches):
+        head, loss, norm = batches[0].head, batches[0].loss, batches[0].clipping_norm
+        assert isinstance(head, nn.Linear)
+        check_clipping_norm(norm)
+        parts = [batch.features for batch in batches], [batch.targets for batch in batches]
+        return linear_clipped_sums(head, loss, *parts, norm)
+    return [clipped_sum(each.head, each.loss, each.features, each.targets, each.clipping_norm) for each in batches]
 
 
 def check_clipping_norm(norm: float) -> None:
@@ -101,34 +131,3 @@ def noisy_gradient(clipped: ClippedSum, plan: PrivacyPlan, randomness: Randomnes
         name: torch.from_numpy(total[start:end]).view_as(clipped.values[name])
         for name, (start, end) in zip(names, places, strict=True)
     }
-
-
-def _linear_clipped_sum(
-    head: nn.Linear, loss: PerUnitLoss, features: Tensor, targets: Tensor, clipping_norm: float
-) -> ClippedSum:
-    """Clip outer products without forming them: |g a^T|, with the bias, is |g| sqrt(|a|^2 + 1).
-
-    Source: Goodfellow 2015, arXiv:1510.01799.
-    """
-    weights = {name: value for name, value in (("weight", head.weight), ("bias", head.bias)) if value is not None}
-    trained = [name for name, value in weights.items() if value.requires_grad]
-    inputs = features.detach().double()
-    slopes, values = logit_gradients(head, loss, inputs, targets).numpy(), inputs.numpy()
-    with np.errstate(all="ignore"):  # what is not finite is counted
-        squares = np.einsum("bd,bd->b", values, values) if "weight" in trained else 0.0
-        lengths = np.sqrt(np.einsum("bk,bk->b", slopes, slopes) * (squares + ("bias" in trained)))
-        factors, finite = (part.numpy() for part in clip_factors(torch.from_numpy(lengths), clipping_norm))
-        slopes = slopes * factors[:, None]  # (B, K)
-    spoiled = len(finite) - int(np.count_nonzero(finite))
-    if spoiled:
-        slopes, values = (np.where(finite[:, None], part, 0.0) for part in (slopes, values))
-    sums = {"weight": lambda: slopes.T @ values, "bias": lambda: slopes.sum(axis=0)}
-    return ClippedSum({name: torch.from_numpy(sums[name]()) for name in sorted(trained)}, clipping_norm, spoiled)
-
-
-def logit_gradients(head: nn.Linear, loss: PerUnitLoss, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Slope of each record's loss along its logits, shape (B, K), from float64 inputs (B, D); each by itself."""
-    logits = unit_by_unit(inputs, head.weight.detach().double())
-    if head.bias is not None:
-        logits += head.bias.detach().double()
-    return slopes_along(logits, loss, targets)

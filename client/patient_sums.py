@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from client.clipping import ClippedSum
 from client.deep_heads import deep_clipped_sum
-from client.mechanism import check_clipping_norm, logit_gradients
+from client.linear_sums import logit_gradients
+from client.mechanism import check_clipping_norm
 from client.solved_sums import solved_sum
 from client.token_sums import AT_ONCE, Floats, add_clipped
 from common.privacy.noise import Randomness

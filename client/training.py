@@ -15,13 +15,13 @@ from client import egress
 from client.caps import check_whole
 from client.home import Node, Records, check_backbone
 from client.ledger import Spend, StoredReply
-from client.mechanism import ClippedSum, clipped_sum, noisy_gradient
+from client.mechanism import Batch, ClippedSum, clipped_sums, noisy_gradient
 from client.patient_sums import draw, patient_clipped_sum
 from common.errors import ConfigError, PrivacyError, ProtocolError
 from common.heads import arrays_digest
-from common.lockstep import Steps, to_the_end
+from common.lockstep import Asked, Steps, to_the_end
 from common.messages import EvaluateTask, Hello, Metrics, Offer, TrainTask, Update
-from common.model import make_head, trained_head
+from common.model import make_head, shared_head, trained_head
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan, PrivacyTerms
 from common.tasks import PerUnitLoss, task_named
@@ -71,24 +71,32 @@ def round_in_steps(task: TrainTask, node: Node) -> Steps[Update]:
     task = replace(task, offer=offer)
     if not 1 <= task.round <= plan.terms.rounds:
         raise ProtocolError(f"expected a round from 1 to {plan.terms.rounds}, got {task.round}; refuse the message")
-    yield
-    module = trained_head(task.offer.model, task.head)  # one that does not fit is refused before anything is paid
+    yield None
+    digest = arrays_digest(task.head)
+    module = head_for(task, digest, plan)  # one that does not fit is refused before anything is paid
     with node.open_ledger() as ledger:
-        spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=arrays_digest(task.head))
+        spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=digest)
         reservation = ledger.reserve(spend, plan, whole=not node.policy.partial)
         if isinstance(reservation, StoredReply):
             return egress.release_update(safetensors.torch.load(reservation.reply), task.head)
-        yield
+        yield None
         records = node.records(task.offer.model)  # sensitive from here
         head = yield from update_in_steps(module, task, records, plan, node.randomness(task.round))
-        yield
+        yield None
         update = egress.release_update(head, task.head)
         reply = safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()})
-        yield
+        yield None
         if (settled := ledger.settle(reservation, reply)) != reply:
             update = egress.release_update(safetensors.torch.load(settled), task.head)
-    yield
+    yield None
     return update
+
+
+def head_for(task: TrainTask, digest: str, plan: PrivacyPlan) -> nn.Module:
+    """The head that was sent: the one of all nodes of this process where no step changes it, else one of its own."""
+    if plan.terms.steps_per_round > 1:
+        return trained_head(task.offer.model, task.head)
+    return shared_head(task.offer.model, task.head, digest)
 
 
 def require_local(plan: PrivacyPlan) -> None:
@@ -118,7 +126,7 @@ def update_in_steps(
     A step without a single sampled record is a step like any other: noise is added and it is paid for.
 
     Args:
-        head: the model's, with the parameters that were sent; it is trained in place.
+        head: the model's, with the parameters that were sent; one step leaves it as it is, several train it in place.
         task: the round's work.
         records: the node's features and targets.
         plan: clipping norm, noise multiplier, sampling rate and number of steps.
@@ -128,24 +136,33 @@ def update_in_steps(
         The new head, name to float32 tensor.
     """
     loss = task_named(task.offer.model.task).loss
-    trained = {name: value for name, value in head.named_parameters() if value.requires_grad}
+    trained = {name: value.detach() for name, value in head.named_parameters() if value.requires_grad}
+    if plan.terms.steps_per_round == 1:
+        trained = {name: value.clone() for name, value in trained.items()}
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
-        clipped = sampled_sum(head, loss, records, plan.terms, sampling)
-        yield
+        clipped = yield from sampled_sum_in_steps(head, loss, records, plan.terms, sampling)
         gradient = noisy_gradient(clipped, plan, noise)
-        yield
+        yield None
         _descend(trained, gradient, task)
-    return {name: _bounded(value.detach()) for name, value in trained.items()}
+    return {name: _bounded(value) for name, value in trained.items()}
 
 
 def sampled_sum(
     head: nn.Module, loss: PerUnitLoss, records: Records, terms: PrivacyTerms, sampling: Randomness
 ) -> ClippedSum:
     """The clipped sum over a Poisson sample of units; a unit is a record, or a patient with all of its records."""
+    return to_the_end(sampled_sum_in_steps(head, loss, records, terms, sampling))
+
+
+def sampled_sum_in_steps(
+    head: nn.Module, loss: PerUnitLoss, records: Records, terms: PrivacyTerms, sampling: Randomness
+) -> Steps[ClippedSum]:
+    """As ``sampled_sum``; sums over records may be made together with those of other nodes."""
     if terms.unit == "record":
         features, targets = records.take(sampling.bernoulli(len(records), terms.sampling_rate))
-        return clipped_sum(head, loss, features, targets, terms.clipping_norm)
+        clipped: ClippedSum = yield Asked(clipped_sums, Batch(head, loss, features, targets, terms.clipping_norm))
+        return clipped
     if records.patients is None:
         raise PrivacyError('the plan protects one patient, and the data name none; use unit "record", or name them')
     drawn, sizes = draw(records.patients, terms.sampling_rate, terms.records_per_unit, sampling)
@@ -156,7 +173,7 @@ def _descend(trained: Mapping[str, Tensor], gradient: Mapping[str, Tensor], task
     """One step down the gradient, in place: in float64, then rounded once."""
     with np.errstate(all="ignore"):  # what is not finite is bounded in the end
         for name, parameter in trained.items():
-            value, slope = parameter.detach().numpy(), gradient[name].numpy()
+            value, slope = parameter.numpy(), gradient[name].numpy()
             if task.proximal_mu:
                 slope = slope + task.proximal_mu * (value - task.head[name].numpy())
             value -= task.learning_rate * slope

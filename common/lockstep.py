@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-Steps = Generator[None, None, Result]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a step yields to have something done that is cheaper for many at once; it is sent the result.
+
+    Attributes:
+        work: takes what all ask for and gives their results, in their order; a result depends on its own question.
+        question: of this piece.
+    """
+
+    work: Callable[[Sequence[Any]], Sequence[Any]]
+    question: Any
+
+
+Steps = Generator[Asked | None, Any, Result]
 
 
 def to_the_end(steps: Steps[Result]) -> Result:
@@ -16,7 +32,7 @@ def to_the_end(steps: Steps[Result]) -> Result:
 
 def one_step(work: Callable[[], Result]) -> Steps[Result]:
     """Work of a single step."""
-    yield
+    yield None
     return work()
 
 
@@ -33,16 +49,39 @@ def together(pieces: Iterable[Steps[Result]]) -> list[Result]:
         Exception: what a piece raised; the others are closed where they are.
     """
     running = dict(enumerate(pieces))
+    answers: dict[int, Any] = {}
     results: dict[int, Result] = {}
     try:
         while running:
+            asked: dict[int, Asked] = {}
             for index, steps in list(running.items()):
+                answer = answers.pop(index, None)
                 try:
-                    next(steps)
+                    said = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
                 except StopIteration as end:
                     results[index] = end.value
                     del running[index]
+                    continue
+                if said is not None:
+                    asked[index] = said
+            answers = _answers(asked)
     finally:
         for steps in running.values():
             steps.close()
     return [results[index] for index in sorted(results)]
+
+
+def _answers(asked: dict[int, Asked]) -> dict[int, Any]:
+    """The answers, or the exception that a question raises when it is asked by itself."""
+    found: dict[int, Any] = {}
+    for work in dict.fromkeys(each.work for each in asked.values()):
+        askers = [index for index, each in asked.items() if each.work == work]
+        try:
+            found.update(zip(askers, work([asked[index].question for index in askers]), strict=True))
+        except Exception as error:
+            if len(askers) == 1:
+                found[askers[0]] = error
+            else:
+                for index in askers:
+                    found |= _answers({index: asked[index]})
+    return found

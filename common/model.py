@@ -121,3 +121,26 @@ def trained_head(model: ModelSpec, arrays: Mapping[str, Tensor]) -> nn.Module:
     head = make_head(model)
     load_arrays(head, arrays)
     return head
+
+
+def shared_head(model: ModelSpec, arrays: Mapping[str, Tensor], digest: str) -> nn.Module:
+    """As ``trained_head``, one for all who ask for the same in this process: it is to be read only.
+
+    Args:
+        model: whose head it is.
+        arrays: its parameters.
+        digest: of the arrays.
+
+    Raises:
+        ConfigError: names or shapes are not those of the head.
+    """
+    known = _shared.get(digest)
+    if known is None or known[0] != model:
+        while len(_shared) >= MOST_SHARED:
+            _shared.pop(next(iter(_shared)))
+        known = _shared[digest] = (model, trained_head(model, arrays))
+    return known[1]
+
+
+MOST_SHARED = 2
+_shared: dict[str, tuple[ModelSpec, nn.Module]] = {}

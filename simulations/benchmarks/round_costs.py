@@ -55,9 +55,9 @@ RECORDS = 20
 SIZES = (10, 100, 1000)
 NODES_A_SIZE = 4000  # rounds of all sizes play about so many nodes, and nine rounds at most
 STAGES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
-    ("clipped sum", client.training, ("clipped_sum",)),
+    ("clipped sum", client.training, ("clipped_sums",)),
     ("noise", client.training, ("noisy_gradient",)),
-    ("head and step", client.training, ("trained_head", "_descend", "_bounded")),
+    ("head and step", client.training, ("head_for", "_descend", "_bounded")),
     ("plan and digest", client.training, ("accepted", "arrays_digest")),
     ("features", client.home, ("_simulated_records",)),
     ("features", client.home.Records, ("take",)),

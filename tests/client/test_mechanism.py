@@ -15,7 +15,7 @@ from opacus import GradSampleModule
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from client.mechanism import ClippedSum, clipped_sum, noisy_gradient
+from client.mechanism import Batch, ClippedSum, clipped_sum, clipped_sums, noisy_gradient
 from common.errors import PrivacyError
 from common.privacy.noise import SeededRandomness
 from common.privacy.plan import PrivacyPlan, PrivacyTerms
@@ -97,6 +97,41 @@ def test_the_closed_form_equals_opacus_per_sample_gradients(
     gradients = by_opacus(head, loss, features, targets) if units else []
     expected = clip_and_sum(gradients, head, norm)
     assert_same(clipped_sum(head, loss, features, targets, norm), expected, units, norm)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(units_, min_size=2, max_size=5), widths, classes_, st.booleans(), norms, losses, st.booleans(), seeds)
+def test_batches_of_several_nodes_are_summed_together_with_the_bits_of_each_alone(
+    sizes: list[int],
+    width: int,
+    classes: int,
+    bias: bool,
+    norm: float,
+    loss: PerUnitLoss,
+    spoiled: bool,
+    seed: int,
+) -> None:
+    head = linear(width, classes, bias, seed % 1000)
+    drawn = [draw(seed + place, units, width, classes, 3.0) for place, units in enumerate(sizes)]
+    if spoiled and sizes[0]:
+        drawn[0][0][0] = math.inf  # another node's failure
+    found = clipped_sums([Batch(head, loss, *each, norm) for each in drawn])
+    for together, (features, targets) in zip(found, drawn, strict=True):
+        alone = clipped_sum(head, loss, features, targets, norm)
+        assert together.non_finite == alone.non_finite
+        assert all(torch.equal(value, alone.values[name]) for name, value in together.values.items())
+
+
+def test_batches_of_other_heads_or_norms_are_not_taken_together() -> None:
+    head, other = linear(5, 3, True), linear(5, 3, True, seed=1)
+    features, targets = draw(0, 6, 5, 3, 3.0)
+    each = [(head, 1.0), (other, 1.0), (head, 0.1)]
+    found = clipped_sums([Batch(one, classification_loss, features, targets, norm) for one, norm in each])
+    for together, (one, norm) in zip(found, each, strict=True):
+        alone = clipped_sum(one, classification_loss, features, targets, norm)
+        assert together.clipping_norm == norm
+        assert all(torch.equal(value, alone.values[name]) for name, value in together.values.items())
+    assert not torch.equal(found[0].values["weight"], found[1].values["weight"])
 
 
 def test_clipping_as_opacus_does_it_is_seen_to_differ() -> None:

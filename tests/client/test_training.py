@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from client.home import Node, open_node, simulated_in_process
 from client.ledger import Ledger, Reservation, Spend
 from client.policy import Policy
-from client.training import accept_offer, evaluate, private_update, train_round
+from client.training import accept_offer, evaluate, private_update, round_in_steps, train_round
 from common.config import to_flat
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
 from common.heads import arrays_digest, build_head, head_arrays
+from common.lockstep import together
 from common.messages import EvaluateTask, TrainTask
 from common.model import trained_head
 from common.privacy.accountant import epsilon_by_round
@@ -47,6 +48,21 @@ def test_a_round_is_paid_and_releases_a_moved_head(node: Node) -> None:
     assert finite(update.head)
     assert not torch.equal(update.head["weight"], task.head["weight"])
     assert spent(node) == epsilon_by_round(task.offer.terms)[1]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_nodes_that_train_together_release_what_each_releases_by_itself(tmp_path: Path, steps: int) -> None:
+    task = small_task(steps_per_round=steps)
+    before = arrays_digest(task.head)
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+    by_itself = [train_round(task, node_in(tmp_path / "alone", place)) for place in range(4)]
+    nodes = [node_in(tmp_path / "together", place) for place in range(4)]
+    updates = together([round_in_steps(task, node) for node in nodes])
+    assert [arrays_digest(each.head) for each in updates] == [arrays_digest(each.head) for each in by_itself]
+    assert len({arrays_digest(each.head) for each in updates}) == 4
+    assert arrays_digest(task.head) == before
+    assert {spent(node) for node in nodes} == {epsilon_by_round(task.offer.terms)[1]}
 
 
 def test_the_same_task_again_gets_the_same_bytes_and_costs_nothing(node: Node) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from common.lockstep import Steps, one_step, to_the_end, together
+from common.lockstep import Asked, Steps, one_step, to_the_end, together
 
 
 def piece(name: str, steps: int, seen: list[str], fails: bool = False) -> Steps[str]:
     try:
         for step in range(steps):
             seen.append(f"{name}{step}")
-            yield
+            yield None
         if fails:
             raise ValueError(name)
     finally:
@@ -38,3 +40,36 @@ def test_when_one_fails_the_others_are_closed_where_they_are() -> None:
     with pytest.raises(ValueError, match="b"):
         together([piece("a", 3, seen), piece("b", 1, seen, fails=True), piece("c", 3, seen)])
     assert seen == ["a0", "b0", "c0", "a1", "b over", "a over", "c over"]
+
+
+class Doubling:
+    """Doubles numbers, refuses 13, and remembers what it was asked together."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def __call__(self, numbers: Sequence[int]) -> list[int]:
+        self.seen.append(list(numbers))
+        if 13 in numbers:
+            raise ValueError("13 is refused")
+        return [2 * number for number in numbers]
+
+
+def asking(question: int, work: Doubling) -> Steps[str]:
+    try:
+        answer: int = yield Asked(work, question)
+    except ValueError as error:
+        return str(error)
+    return str(answer)
+
+
+def test_what_several_ask_for_is_done_at_once() -> None:
+    one, other = Doubling(), Doubling()
+    assert together([asking(1, one), asking(5, other), asking(2, one)]) == ["2", "10", "4"]
+    assert (one.seen, other.seen) == ([[1, 2]], [[5]])
+
+
+def test_a_question_that_fails_is_the_askers_own_failure() -> None:
+    work = Doubling()
+    assert together([asking(1, work), asking(13, work), asking(2, work)]) == ["2", "13 is refused", "4"]
+    assert work.seen == [[1, 13, 2], [1], [13], [2]]
