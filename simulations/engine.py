@@ -234,7 +234,7 @@ def run_in_process(
     """
     if workers is None:
         asked = config.federation.cohort or len(partitions)
-        workers = workers_for(asked, asked * config.federation.rounds)
+        workers = workers_for(asked, asked * config.federation.rounds * config.training.local_steps)
     with ExitStack() as stack:
         stack.enter_context(task_identity())
         stack.enter_context(threads(1))

@@ -23,21 +23,21 @@ import torch
 from common.errors import FederationError
 
 PR_SET_PDEATHSIG = 1
-WORTH_A_WORKER = 2000  # messages; a worker costs memory, and forking it about as long as playing fifty
+WORTH_A_WORKER = 400  # local steps of nodes; forking a worker takes about as long as fifty, and costs memory
 NODES_A_WORKER = 4  # at least
 END_TIMEOUT_S = 10.0
 
 Play = Callable[[Sequence[bytes]], list[bytes]]
 
 
-def workers_for(nodes: int, messages: int) -> int:
+def workers_for(nodes: int, steps: int) -> int:
     """How many processes are worth it beside this one.
 
     Args:
         nodes: asked in a round.
-        messages: that are to be played altogether.
+        steps: that all of them together are to take in the whole run.
     """
-    if sys.platform != "linux" or messages < WORTH_A_WORKER or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if sys.platform != "linux" or steps < WORTH_A_WORKER or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return 0  # elsewhere, and beside a GPU's driver, forking is not safe
     return max(0, min(len(os.sched_getaffinity(0)), nodes // NODES_A_WORKER) - 1)
 
