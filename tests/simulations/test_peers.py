@@ -82,6 +82,28 @@ def test_a_program_that_was_stopped_shows_what_it_is_slower_than():
     assert table.cells(stopped, None)[3] == ""
 
 
+def test_a_setting_may_choose_its_programs(tmp_path):
+    work, programs = peers.choice("10x20x5@64:pfl-features,flower", ["flare"])
+    assert (work.nodes, list(programs)) == (10, ["pfl-features", "flower"])
+    assert list(peers.choice("10x20x5@64", ["flare"])[1]) == ["flare"]
+    with pytest.raises(ConfigError, match=r"expected programs out of .*got flowers"):
+        peers.choice("10x20x5@64:flowers", ["flare"])
+
+
+def test_a_program_that_was_stopped_is_a_bar_that_says_over(tmp_path):
+    stopped = Row("w", "peer", problem="stopped after 100 s", at_least_s=100)
+    table.plot([row(table.OURS, 8), stopped, Row("w", "broken", problem="ended with status 1")], tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert "over 100.0 s, over 12.5 times" in drawn
+    assert "broken" not in drawn
+
+
+def test_a_page_without_a_folder_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDGRAFT_PAGE", str(tmp_path / "absent" / "page.md"))
+    with pytest.raises(ConfigError, match=r"needs a folder that is there"):
+        peers.main()
+
+
 def test_the_page_keeps_what_stands_around_its_markers(tmp_path):
     page = tmp_path / "performance.md"
     table.write_page(page, "first")

@@ -4,7 +4,8 @@ Each peer gets an environment of its own from the package index, and a program a
 write it (``programs/``). All runs follow one another on this machine, each as a whole process, imports included. The
 table and a plot go to ``docs/performance.md``. It takes hours on two cores. What can be chosen:
 
-- ``FEDGRAFT_SETTINGS="10x200x5@64 10x200x50@224"``: the work, as nodes x images x rounds @ pixels;
+- ``FEDGRAFT_SETTINGS="10x200x5@64 10x200x50@224:flower,pfl-features"``: the work, as nodes x images x rounds @ pixels,
+  and behind a colon which programs do it (``fedgraft`` for no peer);
 - ``FEDGRAFT_PEERS="flower pfl-features"``: the programs beside fedgraft, out of ``PROGRAMS``;
 - ``FEDGRAFT_ENVIRONMENTS``: the folder for the peers' environments; by default beside the feature cache;
 - ``FEDGRAFT_LIMIT_S``: seconds after which a program is stopped, 3600 by default;
@@ -17,7 +18,7 @@ import datetime
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,23 +99,38 @@ def main() -> None:
     Raises:
         ConfigError: a setting or a program is not known.
     """
-    works = [read(name) for name in os.environ.get("FEDGRAFT_SETTINGS", "").split() or SETTINGS]
     names = os.environ.get("FEDGRAFT_PEERS", "").split() or list(PROGRAMS)
-    if unknown := set(names) - set(PROGRAMS):
-        raise ConfigError(f"expected programs out of {', '.join(PROGRAMS)}, got {', '.join(sorted(unknown))}")
+    chosen = [choice(text, names) for text in os.environ.get("FEDGRAFT_SETTINGS", "").split() or SETTINGS]
     page = Path(os.environ.get("FEDGRAFT_PAGE", PAGE))
+    if not page.parent.is_dir():
+        raise ConfigError(f"the page {page} needs a folder that is there; make {page.parent}, or choose another")
     folder = Path(os.environ.get("FEDGRAFT_ENVIRONMENTS") or default_cache().folder.parent / "peers")
-    programs = {name: PROGRAMS[name] for name in names}
     began = now()
-    made = make_all({program.peer for program in programs.values()}, folder)
+    made = make_all({program.peer for _, programs in chosen for program in programs.values()}, folder)
     rows: list[Row] = []
-    for work in works:
+    for work, programs in chosen:
         rows += compare(work, programs, made, float(os.environ.get("FEDGRAFT_LIMIT_S", LIMIT_S)), _show)
         publish(rows, made, began, page)
     printed = Table(*table.TITLES, title="whole processes, one after the other; ratios are theirs to ours")
     for line in table.all_cells(rows):
         printed.add_row(*map(escape, line))
     Console(width=180).print(printed)
+
+
+def choice(text: str, names: Sequence[str]) -> tuple[Work, Mapping[str, Program]]:
+    """A setting, and the programs that do it beside fedgraft: those named behind its colon, or all of these.
+
+    >>> list(choice("10x200x50@224:fedgraft", ["flower"])[1]), list(choice("10x20x5@64", ["flower"])[1])
+    ([], ['flower'])
+
+    Raises:
+        ConfigError: the setting or a program is not known.
+    """
+    setting, _, own = text.partition(":")
+    wanted = [name for name in own.split(",") if name != OURS] if own else list(names)
+    if unknown := set(wanted) - set(PROGRAMS):
+        raise ConfigError(f"expected programs out of {', '.join(PROGRAMS)}, got {', '.join(sorted(unknown))}")
+    return read(setting), {name: PROGRAMS[name] for name in wanted}
 
 
 def now() -> datetime.datetime:

@@ -118,16 +118,18 @@ def write_page(path: Path, measured: str) -> None:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Wall seconds of every program on every work, side by side, as SVG."""
-    done = [row for row in rows if not row.problem and row.wall_s]
+    """Wall seconds of every program on every work, side by side, as SVG; bars of those that were stopped are open."""
+    done = [row for row in rows if row.at_least_s or (not row.problem and row.wall_s)]
     figure = Figure(figsize=(8, 1.2 + 0.26 * max(1, len(done))), layout="constrained")
     axes = figure.add_subplot()
     ours = {row.work: row.wall_s for row in done if row.program == OURS}
     labels = [f"{row.work}  {row.program}" for row in done]
-    walls = [row.wall_s or 0.0 for row in done]
+    walls = [row.wall_s or row.at_least_s or 0.0 for row in done]
     colours = ["#0a5fb4" if row.program == OURS else "#a9b3bf" for row in done]
     bars = axes.barh(range(len(done)), walls, color=colours)
-    notes = [f"{wall:.1f} s" + _times(row, ours.get(row.work)) for row, wall in zip(done, walls, strict=True)]
+    for bar, row in zip(bars, done, strict=True):
+        bar.set(hatch="///" if row.at_least_s else "", edgecolor="white")
+    notes = [_note(row, wall, ours.get(row.work)) for row, wall in zip(done, walls, strict=True)]
     axes.bar_label(bars, notes, padding=3, fontsize=8)
     axes.set_yticks(range(len(done)), labels, fontsize=8)
     axes.invert_yaxis()
@@ -156,8 +158,10 @@ def versions(peers: Mapping[str, str]) -> str:
     return ", ".join([*own, *[f"{name} {version}" for name, version in peers.items()]])
 
 
-def _times(row: Row, ours: float | None) -> str:
-    return "" if row.program == OURS or not ours or row.wall_s is None else f", {row.wall_s / ours:.1f} times"
+def _note(row: Row, wall_s: float, ours: float | None) -> str:
+    over = "over " if row.at_least_s else ""
+    times = "" if row.program == OURS or not ours else f", {over}{wall_s / ours:.1f} times"
+    return f"{over}{wall_s:.1f} s{times}"
 
 
 def _figure(value: float | None, digits: int) -> str:
