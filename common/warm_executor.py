@@ -19,6 +19,7 @@ if __name__ == "__main__":
     end_with_parent()  # before anything takes time
 
 import argparse
+import atexit
 import gc
 import hashlib
 import importlib
@@ -236,6 +237,7 @@ def main() -> None:
     executor = ForkingExecutor(options.approved, tell_failed, options.app)
     gc.collect()
     gc.freeze()  # or each fork would copy the pages of all that is here when it collects
+    atexit.register(gc.unfreeze)  # or libraries would complain of what is left at the end
     _replace(superexec, "get_executor", lambda *_, **__: executor)
     for name in ASKED_FOR_EVER:
         _replace(RuntimeHttpClient, name, patient(getattr(RuntimeHttpClient, name)))
