@@ -144,7 +144,7 @@ class Update:
     """What a node releases after a round: the global head after its own private steps.
 
     Attributes:
-        head: name to float32 tensor; noise is already in it, so it may be seen by anybody.
+        head: name to float32 tensor, or to an array in a SuperNode; noise is already in it, so anybody may see it.
     """
 
     head: dict[str, Tensor]
