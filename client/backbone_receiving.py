@@ -31,7 +31,7 @@ from client.sent_backbones import (
     place_of,
 )
 from common import durable, places
-from common.backbones.package import FACTS, check_bytes, read_facts
+from common.backbones.package_facts import FACTS, check_bytes, read_facts
 from common.backbones.parcel import Contents, Part
 from common.errors import ConfigError, PrivacyError, ProtocolError
 from common.locks import alone

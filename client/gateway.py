@@ -121,7 +121,7 @@ class Gateway:
             came = message_from_objects(tree.object_id, self._contents(tree, store, most), most)
             config = load_node_config(self._folder)
             speaker = Speaker(config.node.name, config.data.declared_size)
-            return wire.encode_reply(permitted(wire.decode_reply(came), asked, speaker), question)
+            return wire.encode_reply(permitted(wire.decode_reply(came, wire.read_values), asked, speaker), question)
         except (PrivacyError, ProtocolError) as error:
             log.error("an answer of the app was kept back: %s", error)
         except Exception as error:  # its text could hold what the app wrote

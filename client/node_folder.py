@@ -159,7 +159,7 @@ def programs(folder: Path, config: NodeConfig, runtime_port: int, health_port: i
 
 def executor(folder: Path, runtime_address: str) -> list[str]:
     """The command of the warm process that apps are forked from, given how it reaches the SuperNode."""
-    start = [sys.executable, "-m", "common.warm_executor", str(folder / APPROVALS)]
+    start = [sys.executable, "-m", "common.warm_executor", str(folder / APPROVALS), "client.app"]
     return [*start, "--runtime-api-address", runtime_address, "--insecure", *secret_options(folder)]
 
 

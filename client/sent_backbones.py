@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from common.backbones.package_facts import PackageFacts, read_facts
 from common.errors import BackboneMismatchError, ConfigError, PrivacyError
 from common.locks import alone
-
-if TYPE_CHECKING:
-    from common.backbones.package import PackageFacts
 
 BACKBONES, PACKAGE, LOCK = "backbones", "package/", ".lock"
 FAMILIES = ("torchvision", "hf", "vectors")  # what those build is in the package, or in libraries; "module" calls code
@@ -44,8 +41,6 @@ def sent_reference(folder: Path, digest: str) -> str:
         PrivacyError: it is of a kind that may not be sent.
         ConfigError: it was changed since it came; withdrawing the approval deletes it.
     """
-    from common.backbones.package import read_facts  # it imports torch, and commands that delete need none
-
     place = place_of(folder, digest)
     if not place.is_dir():
         raise BackboneMismatchError(

@@ -20,7 +20,8 @@ from common.model import layout_at
 from common.noised_moments import NOISE_UNIT, SENSITIVITY, StatisticsTask, bounded_sums, packed_size, projection
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan
-from common.scored_rows import Rows, rows_of, target_bound
+from common.scored_rows import rows_of
+from common.scored_targets import Rows, target_bound
 
 AT_ONCE = 512  # records whose rows are in memory together
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from common.config_mistakes import Expected, closest, show
-from common.solved_heads import SOLVED_HEADS
+from common.head_kinds import SOLVED_HEADS
 
 BASELINES = ("pooled", "local_mean", "no_dp", "no_transfer", "raw_pixels")
 _PARTS = ("train", "val", "test")

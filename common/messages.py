@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from common.data.records import TaskName
+from common.head_kinds import SOLVED_HEADS
 from common.privacy.plan import PrivacyTerms
 from common.secagg.messages import Stage
-from common.solved_heads import SOLVED_HEADS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_HIDDEN = 16_384
 
@@ -142,7 +144,7 @@ class Update:
     """What a node releases after a round: the global head after its own private steps.
 
     Attributes:
-        head: name to float32 tensor; noise is already in it, so it may be seen by anybody.
+        head: name to float32 tensor, or to an array in a SuperNode; noise is already in it, so anybody may see it.
     """
 
     head: dict[str, Tensor]

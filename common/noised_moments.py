@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from common.errors import PrivacyError
 from common.messages import Offer
 from common.privacy.canonical import canonical_json, sha256_hex
-from common.scored_rows import Rows, has_constant, scored_targets, target_bound
+from common.scored_targets import Rows, has_constant, scored_targets, target_bound
 
 Values = NDArray[np.float64]
 
@@ -125,7 +125,7 @@ def bounded_sums(rows: Rows, matrix: Values, bound: float) -> Values:
     Args:
         rows: of whole records.
         matrix: from ``projection``.
-        bound: on the norm of a row's targets, see ``common.scored_rows.target_bound``.
+        bound: on the norm of a row's targets, see ``common.scored_targets.target_bound``.
     """
     x = bounded(rows.features, matrix)
     weighted = x * rows.weights[:, None]

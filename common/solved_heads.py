@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from common.head_kinds import SOLVED_HEADS as SOLVED_HEADS
 
-SOLVED_HEADS = ("prototype", "ridge")
 PARTS = {"prototype": (0.97, math.sqrt(1 - 0.97**2)), "ridge": (0.3, math.sqrt(1 - 0.3**2))}
 """a and b; found on digits (docs/decisions/0023-solved-heads.md)."""
 MOST_FEATURES = 2048

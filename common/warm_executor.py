@@ -1,13 +1,14 @@
 """Starts the apps of a federation in processes forked from one that has imported torch already.
 
 Flower's SuperExec starts a new Python for each message, which imports torch and Flower for seconds; a fork takes
-milliseconds. The app's own code still comes from the bundle that Flower unpacks, as if a new process had started: each
-time from its bytes, into a folder of its own, and only if the operator has approved their SHA-256, whoever hands them
-out.
+milliseconds. A bundle runs only if the operator has approved the SHA-256 of its bytes, whoever hands them out, and each
+time those bytes are looked at. One that holds the installed sources, byte for byte, runs as they were imported before
+the fork; of any other the code comes from what Flower unpacks, into a folder of its own, as if a new process had
+started.
 
-Usage: ``python -m common.warm_executor APPROVED`` and then Flower's arguments ``--runtime-api-address``,
+Usage: ``python -m common.warm_executor APPROVED APP`` and then Flower's arguments ``--runtime-api-address``,
 ``--superexec-auth-secret-file``, and ``--root-certificates`` or ``--insecure``. APPROVED is a JSON file whose ``apps``
-has the digests as keys.
+has the digests as keys; APP is the module of the installed app that is imported before the fork.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ if __name__ == "__main__":
     end_with_parent()  # before anything takes time
 
 import argparse
+import atexit
+import gc
 import hashlib
 import importlib
+import io
 import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import opacus.validators  # noqa: F401 (imported here, once, for all: what they import stays in the forks)
-import torch  # noqa: F401
 from flwr.app import Error
+from flwr.cli.config_utils import get_fab_metadata
+from flwr.common.config import get_project_dir
 from flwr.supercore.auth import add_superexec_auth_secret_args, load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -42,15 +47,21 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.superlink.cli import flwr_serverapp
 from flwr.supernode.cli import flwr_clientapp
 
-import common.features
-import common.privacy.accountant
-import common.sealing  # noqa: F401
 from common.patience import patient
 from common.precompiled import Precompiled
 from common.short_waits import wait_less
 from common.task_end import tell_failed
 
-OURS = ("common", "client", "server", "simulations")
+BUNDLED = ("common", "client", "server")
+PROJECT = "pyproject.toml"
+AHEAD = (  # what the app imports where it is needed: once here, and it is there in all forks
+    "dp_accounting.pld.privacy_loss_distribution",
+    "dp_accounting.rdp.rdp_privacy_accountant",
+    "opacus.validators",
+    "scipy.optimize",
+    "scipy.special",
+    "scipy.stats",
+)
 APPS: dict[TaskType, Callable[[], None]] = {
     TaskType.CLIENT_APP: flwr_clientapp,
     TaskType.SERVER_APP: flwr_serverapp,
@@ -71,11 +82,14 @@ class ForkingExecutor:
     Args:
         approved: the file with the digests of the bundles that may run.
         tell: is called for a task whose process ended badly.
+        app: module of the installed app, to be imported now; without one, each fork imports its own.
     """
 
-    def __init__(self, approved: Path, tell: Callable[[ExecutionSpec], object]) -> None:
+    def __init__(self, approved: Path, tell: Callable[[ExecutionSpec], object], app: str | None = None) -> None:
         self._approved = approved
-        self._precompiled = Precompiled.installed(OURS)
+        self._precompiled = Precompiled.installed(BUNDLED)
+        if app is not None:
+            self._precompiled.load(app)
         self._tell = tell
         self._children: dict[int, ExecutionSpec] = {}
 
@@ -133,6 +147,22 @@ def approved_only(install: Callable[..., Any], approved: Path) -> Callable[..., 
     return checked
 
 
+def unpacking(install: Callable[..., Any], precompiled: Precompiled) -> Callable[..., Any]:
+    """Flower's installation of a bundle; of one whose code was imported before the fork, it is what Flower reads."""
+
+    def unpack(content: bytes, *arguments: Any, **options: Any) -> Any:
+        if not precompiled.is_all_of(content):
+            precompiled.use()
+            return install(content, *arguments, **options)
+        place = get_project_dir(*get_fab_metadata(content), hashlib.sha256(content).hexdigest())
+        place.mkdir(parents=True)
+        with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+            (place / PROJECT).write_bytes(bundle.read(PROJECT))
+        return place
+
+    return unpack
+
+
 def confined(find: Callable[..., Path]) -> Callable[..., Path]:
     """Flower's way to the folder of an app, refusing one beside those that this process has unpacked."""
 
@@ -152,12 +182,9 @@ def _become(spec: ExecutionSpec, approved: Path, precompiled: Precompiled, paren
         end_with_parent(parent)
         scratch = tempfile.mkdtemp(prefix=SCRATCH, dir=os.environ["FLWR_HOME"])
         os.environ["FLWR_HOME"] = scratch
-        _confine(approved)
+        _confine(approved, precompiled)
         tls = ["--insecure"] if spec.insecure else ["--root-certificates", str(spec.root_certificates_path)]
         sys.argv = ["app", "--runtime-api-address", spec.runtime_api_address, "--token", spec.token, *tls]
-        for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
-            del sys.modules[name]
-        precompiled.use()
         APPS[spec.task_type]()
         status = 0
     except SystemExit as error:
@@ -172,11 +199,11 @@ def _become(spec: ExecutionSpec, approved: Path, precompiled: Precompiled, paren
         os._exit(status)
 
 
-def _confine(approved: Path) -> None:
+def _confine(approved: Path, precompiled: Precompiled) -> None:
     """Put the approval in, and keep the text of what goes wrong from leaving (flwr is pinned for it)."""
     for name in RUNNERS:
         module = importlib.import_module(name)
-        _replace(module, "install_from_fab", approved_only(module.install_from_fab, approved))
+        _replace(module, "install_from_fab", approved_only(unpacking(module.install_from_fab, precompiled), approved))
     for name in FINDERS:
         module = importlib.import_module(name)
         _replace(module, "get_project_dir", confined(module.get_project_dir))
@@ -193,6 +220,7 @@ def main() -> None:
     """Ask a SuperLink or a SuperNode for tasks until its process ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("approved", type=Path)
+    parser.add_argument("app")
     parser.add_argument("--runtime-api-address", required=True)
     parser.add_argument("--root-certificates")
     parser.add_argument("--insecure", action="store_true")
@@ -204,7 +232,12 @@ def main() -> None:
     for left in home.glob(f"{SCRATCH}*"):  # by apps that were killed
         shutil.rmtree(left, ignore_errors=True)
     wait_less()
-    executor = ForkingExecutor(options.approved, tell_failed)
+    for name in AHEAD:
+        importlib.import_module(name)
+    executor = ForkingExecutor(options.approved, tell_failed, options.app)
+    gc.collect()
+    gc.freeze()  # or each fork would copy the pages of all that is here when it collects
+    atexit.register(gc.unfreeze)  # or libraries would complain of what is left at the end
     _replace(superexec, "get_executor", lambda *_, **__: executor)
     for name in ASKED_FOR_EVER:
         _replace(RuntimeHttpClient, name, patient(getattr(RuntimeHttpClient, name)))

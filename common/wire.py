@@ -1,24 +1,26 @@
-"""Flower messages <-> our types: the one module in common that knows Flower."""
+"""Flower messages <-> our types: the one module in common that knows Flower.
+
+Heads are tensors to those who train or average them. A node's SuperNode, which only looks at them and passes them on,
+reads and writes arrays (``read_values``), and never imports torch.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode, SType
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
-from common.backbones.package import FACTS
+from common.backbones.package_facts import FACTS
 from common.backbones.parcel import MOST_FACTS_BYTES, Contents, Part
 from common.errors import ProtocolError
 from common.messages import (
@@ -41,8 +43,12 @@ from common.noised_moments import Sketch, StatisticsTask
 from common.privacy.plan import PrivacyTerms
 from common.secagg.messages import Stage
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Number = TypeVar("Number", int, float)
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
+Values = NDArray[np.float32]
 
 LARGEST = float(np.finfo(np.float32).max)
 ARRAYS = "arrays"  # Flower's strategies look for these names
@@ -148,11 +154,11 @@ def encode_part(part: Part) -> ConfigRecord:
     return ConfigRecord({TASK: json.dumps(body), DATA: part.data})
 
 
-def encode_head(head: Mapping[str, Tensor]) -> ArrayRecord:
+def encode_head(head: Mapping[str, Tensor | Values]) -> ArrayRecord:
     """Put a head into an array record, float32, in the head's own order."""
     record = ArrayRecord()  # made of a dictionary, it would copy each array
     for name, value in head.items():
-        record[name] = _array(value.detach().cpu().float().numpy())
+        record[name] = _array(value if isinstance(value, np.ndarray) else value.detach().cpu().float().numpy())
     return record
 
 
@@ -167,7 +173,17 @@ def decode_head(record: ArrayRecord) -> dict[str, Tensor]:
 
 def decode_arrays(arrays: Iterable[tuple[str, bytes]]) -> dict[str, Tensor]:
     """Take a head out of named bytes in NumPy's own format; errors as in ``decode_head``."""
-    head = {}
+    import torch
+
+    return {name: torch.from_numpy(values) for name, values in _values(arrays)}
+
+
+def read_values(record: ArrayRecord) -> dict[str, Values]:
+    """Take a head out of an array record, without torch; errors as in ``decode_head``."""
+    return dict(_values((name, array.data) for name, array in record.items()))
+
+
+def _values(arrays: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Values]]:
     for name, data in arrays:
         try:
             values = _read_npy(data)
@@ -176,8 +192,7 @@ def decode_arrays(arrays: Iterable[tuple[str, bytes]]) -> dict[str, Tensor]:
         known = values.dtype in (np.float32, np.float64)
         if not known or not (np.abs(values) <= LARGEST).all():  # a NaN is not; a larger float64 would become infinite
             raise ProtocolError(f"expected finite floats in the array {name!r}, got something else; stop the sender")
-        head[name] = torch.from_numpy(np.array(values, dtype=np.float32))
-    return head
+        yield name, np.array(values, dtype=np.float32)
 
 
 class ReadArray(Array):
@@ -311,8 +326,12 @@ def encode_reply(reply: Reply, to: Message) -> Message:
     return Message(content, reply_to=to)
 
 
-def decode_reply(message: Message) -> Reply:
+def decode_reply(message: Message, head: Callable[[ArrayRecord], Mapping[str, Any]] | None = None) -> Reply:
     """Read a node's reply.
+
+    Args:
+        message: the reply.
+        head: reads an update's head, ``decode_head`` unless ``read_values`` is given.
 
     Raises:
         ProtocolError: it is none of the replies that a node may send.
@@ -335,7 +354,7 @@ def decode_reply(message: Message) -> Reply:
             return Statistics(_decode_statistics(record(content, STATISTICS, ArrayRecord)))
         if SUMMED in content:
             return SumAnswer(_decode_bytes(record(content, SUMMED, ArrayRecord)))
-        return Update(decode_head(record(content, ARRAYS, ArrayRecord)))
+        return Update(dict((head or decode_head)(record(content, ARRAYS, ArrayRecord))))
     except ProtocolError:
         raise
     except Exception as error:  # a hostile node may write anything, and NumPy is not made for that

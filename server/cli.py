@@ -89,7 +89,7 @@ def start(
     from common.runtime_secret import make_secret
     from common.supervisor import supervise
     from server.new_ca import certificates_of
-    from server.superlink import programs
+    from server.programs import programs
 
     place = _place(home)
     for address, port in ((place.config.bind, place.config.port), ("127.0.0.1", place.config.control_port)):

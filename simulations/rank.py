@@ -24,7 +24,8 @@ from common.model import layout_at, suited
 from common.noised_moments import MOST_WIDTH, SENSITIVITY, Sketch, StatisticsTask, noised_error, noised_score
 from common.privacy.accountant import epsilon_by_round, noise_multiplier_for
 from common.privacy.plan import PrivacyTerms
-from common.scored_rows import rows_of, scored_targets
+from common.scored_rows import rows_of
+from common.scored_targets import scored_targets
 from common.targets import make_targets
 from common.token_heads import TOKEN_TASKS, is_sequence
 from common.transferability import score_records

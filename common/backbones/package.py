@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import os
 import shutil
 import tempfile
@@ -22,18 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from common import durable
 from common.backbones.backbone import Backbone, freeze
 from common.backbones.centring import STAGE, Centre, centred, stage_tensors, with_centre
+from common.backbones.package_facts import FACTS, FORMAT, WEIGHTS, PackageFacts, changed, read_facts, read_file
 from common.errors import ConfigError
-
-FACTS = "backbone.json"
-WEIGHTS = "weights.safetensors"
-FORMAT = 1
 
 _FAMILIES = {
     "torchvision": "common.backbones.torchvision_family",
@@ -41,47 +36,6 @@ _FAMILIES = {
     "module": "common.backbones.module_family",
     "vectors": "common.backbones.vectors_package",
 }
-
-
-class PackageFacts(BaseModel):
-    """What ``backbone.json`` holds.
-
-    Attributes:
-        format: 1.
-        name: the reference that was packed.
-        builder: the family, and what it needs to build the network.
-        stages: their names in order.
-        preprocessing: as it describes itself.
-        licence: of the weights.
-        trained_on: whose data they have seen.
-        centred_on: the public data of the stage ``centre``; empty where there is none.
-        files: SHA-256 of each other file, by name.
-        digest: SHA-256 of all this.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    format: int
-    name: str
-    builder: dict[str, Any]
-    stages: list[str]
-    preprocessing: dict[str, Any]
-    licence: str
-    trained_on: str
-    centred_on: str
-    files: dict[str, str]
-    digest: str = ""
-
-    def serialised(self) -> bytes:
-        """The one way in which these facts are written."""
-        return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-    def sealed(self) -> PackageFacts:
-        """With the right digest."""
-        return self.model_copy(update={"digest": hashlib.sha256(self._open().serialised()).hexdigest()})
-
-    def _open(self) -> PackageFacts:
-        return self.model_copy(update={"digest": ""})
 
 
 def save(backbone: Backbone, folder: Path, centred_on: str = "") -> PackageFacts:
@@ -166,42 +120,6 @@ def verify(folder: Path) -> PackageFacts:
     return facts
 
 
-def check_bytes(folder: Path) -> PackageFacts:
-    """Check every byte of a package, and build nothing; errors as in ``verify``."""
-    facts = read_facts(folder)
-    for name, expected in facts.files.items():
-        try:
-            with (folder / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ConfigError(f"expected {name} in {folder} ({error.strerror}); {_AGAIN}") from error
-        if found != expected:
-            raise _changed(folder, name)
-    return facts
-
-
-def read_facts(folder: Path) -> PackageFacts:
-    """The facts of a package, checked against its digest; no other file is read.
-
-    Raises:
-        ConfigError: they are missing, damaged, changed or of another format.
-    """
-    raw = _read(folder, FACTS)
-    try:
-        facts = PackageFacts.model_validate_json(raw)
-    except ValidationError as error:
-        raise ConfigError(
-            f"expected the facts of a package in {folder / FACTS}, got a damaged file; {_AGAIN}"
-        ) from error
-    if facts.format != FORMAT:
-        raise ConfigError(f"{folder} is a package of format {facts.format}, this version knows {FORMAT}; {_NEWER}")
-    if facts.serialised() != raw or facts.sealed().digest != facts.digest:
-        raise _changed(folder, FACTS)
-    if WEIGHTS not in facts.files or not facts.stages or any(Path(name).name != name for name in facts.files):
-        raise ConfigError(f"expected {WEIGHTS} and plain names among the files of {folder}; {_AGAIN}")
-    return facts
-
-
 def _folder(reference: str) -> Path:
     return Path(reference.removeprefix("package/")).expanduser()
 
@@ -254,25 +172,11 @@ def _tensors(reference: str, data: bytes) -> dict[str, Tensor]:
 def _checked(folder: Path) -> tuple[PackageFacts, dict[str, bytes]]:
     """The facts of a package and the content of its files, every byte as the digest says."""
     facts = read_facts(folder)
-    content = {name: _read(folder, name) for name in facts.files}
+    content = {name: read_file(folder, name) for name in facts.files}
     for name, data in content.items():
         if hashlib.sha256(data).hexdigest() != facts.files[name]:
-            raise _changed(folder, name)
+            raise changed(folder, name)
     return facts, content
-
-
-def _changed(folder: Path, name: str) -> ConfigError:
-    return ConfigError(f"{folder / name} is not what was packed, a byte of it has changed; {_AGAIN}")
-
-
-def _read(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"expected a package with {name} in {folder} ({error.strerror}); "
-            "give the folder that `fedgraft backbones pack` made, whole"
-        ) from error
 
 
 def _write(folder: Path, content: Mapping[str, bytes]) -> None:
@@ -293,7 +197,3 @@ def _write(folder: Path, content: Mapping[str, bytes]) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-_AGAIN = "copy the package again from where it was made"
-_NEWER = "install the fedgraft release that made it"

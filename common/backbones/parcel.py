@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.backbones.package import FACTS, WEIGHTS, read_facts
+from common.backbones.package_facts import FACTS, WEIGHTS, read_facts
 from common.errors import ConfigError
 
 PIECE_BYTES = 4 << 20  # of every piece but the last

@@ -1,6 +1,9 @@
 """What a set of noised steps costs: upper bounds on epsilon under add-or-remove-one and Poisson sampling.
 
 Every function errs upwards: pessimistic discretisation, and delta shrunk by what rounding can do.
+
+What takes a second to import, dp-accounting and SciPy, is imported where it computes: most programs of a federation
+know plans and never ask for an epsilon.
 """
 
 from __future__ import annotations
@@ -17,11 +20,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.pld import privacy_loss_distribution
-from dp_accounting.rdp import rdp_privacy_accountant
-from scipy.optimize import brentq
-from scipy.special import erfcx
 
 from common.errors import ConfigError
 from common.privacy.plan import NOISE_RANGE, PrivacyTerms
@@ -149,6 +147,8 @@ def epsilon_rdp(events: Sequence[Event], delta: float) -> float:
         return 0.0
     if any(event.noise_multiplier <= 0 for event in grouped):
         return math.inf
+    from dp_accounting.rdp import rdp_privacy_accountant
+
     curve = np.sum([e.count * np.asarray(_rdp_curve(e.noise_multiplier, e.sampling_rate)) for e in grouped], axis=0)
     epsilon, _ = rdp_privacy_accountant.compute_epsilon(_ORDERS, curve, delta)
     return float(epsilon) * _UP
@@ -251,6 +251,8 @@ def _guess_noise(epsilon: float, delta: float, sampling_rate: float, steps: int)
 
 def _solve(cost: Callable[[float], float], epsilon: float, guess: float) -> float:
     """Find where ``cost`` crosses ``epsilon``, to 1e-5, on log-log axes, where it is nearly straight."""
+    from scipy.optimize import brentq
+
     low_end, high_end = map(math.log, NOISE_RANGE)
 
     @cache
@@ -317,6 +319,8 @@ def _exact_gaussian_epsilon(mu: float, delta: float) -> float:
 
 def _gaussian_delta(mu: float, epsilon: float) -> float:
     """Balle and Wang's Phi(a) - e^epsilon Phi(b), as phi(a) (R(a) - R(b)) with R = Phi / phi, free of overflow."""
+    from scipy.special import erfcx
+
     a, b = mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu
     if a > 0:  # Phi(a) is at least a half: the plain form is precise, and phi(a) / R(a) would overflow
         return 0.5 * math.erfc(-a / math.sqrt(2)) - 0.5 * math.exp(-a * a / 2) * float(erfcx(-b / math.sqrt(2)))
@@ -345,6 +349,8 @@ def _interval(epsilon: float, steps: int) -> float:
 
 @lru_cache(maxsize=16)
 def _step(noise_multiplier: float, sampling_rate: float, interval: float) -> Any:
+    from dp_accounting.pld import privacy_loss_distribution
+
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier, sampling_prob=sampling_rate, value_discretization_interval=interval
     )
@@ -353,6 +359,9 @@ def _step(noise_multiplier: float, sampling_rate: float, interval: float) -> Any
 @lru_cache(maxsize=256)
 def _rdp_curve(noise_multiplier: float, sampling_rate: float) -> tuple[float, ...]:
     """Renyi divergence of one step at each of ``_ORDERS``; ``inf`` where its series did not converge."""
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import rdp_privacy_accountant
+
     accountant = rdp_privacy_accountant.RdpAccountant(_ORDERS)
     with _without_convergence_warnings():
         accountant.compose(PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier)))

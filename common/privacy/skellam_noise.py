@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import PrivacyError
-from common.privacy.noise import Words
+
+if TYPE_CHECKING:
+    from common.privacy.noise import Words
 
 LEAST_VARIANCE, LARGEST_VARIANCE = 2.0**12, 2.0**80
 """Below, the expansion has fewer digits; above, an integer within reach might not fit a double."""

@@ -29,7 +29,7 @@ from client.sent_backbones import BACKBONES, LOCK, box_of, note_of, place_of
 from common import places, wire
 from common.backbones import parcel as parcels
 from common.backbones.controls import load_reference
-from common.backbones.package import FACTS, WEIGHTS, PackageFacts
+from common.backbones.package_facts import FACTS, WEIGHTS, PackageFacts
 from common.backbones.parcel import Contents, Parcel, Part, parcel_of
 from common.errors import BackboneMismatchError, ConfigError, PrivacyError, ProtocolError
 from common.messages import Holding

@@ -17,7 +17,8 @@ import fedgraft
 from common.backbones.backbone import Backbone
 from common.backbones.centring import STAGE, stage_tensors
 from common.backbones.controls import load_reference
-from common.backbones.package import FACTS, WEIGHTS, PackageFacts, load, save, verify
+from common.backbones.package import load, save, verify
+from common.backbones.package_facts import FACTS, WEIGHTS, PackageFacts
 from common.errors import ConfigError
 from common.grafting import Trunk
 from tests.models import minilm_folder

@@ -28,7 +28,8 @@ from common.noised_moments import (
     projection,
     unpack,
 )
-from common.scored_rows import Rows, has_constant, rows_of, scored_targets, target_bound
+from common.scored_rows import rows_of
+from common.scored_targets import Rows, has_constant, scored_targets, target_bound
 
 WILD = st.one_of(st.floats(-1e6, 1e6, width=32), st.sampled_from([np.inf, -np.inf, np.nan, 3e38, 0.0]))
 SKETCH = Sketch(seed=3, width=4)

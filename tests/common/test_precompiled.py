@@ -55,3 +55,48 @@ def test_flower_waits_less_for_the_parts_of_a_message() -> None:
     finally:
         for function, seconds in zip(functions, before, strict=True):
             function.__kwdefaults__["initial_backoff"] = seconds
+
+
+LOADED = """
+import io, sys, zipfile
+from pathlib import Path
+from common.precompiled import Precompiled
+folder = Path(sys.argv[1])
+sys.path.insert(0, str(folder))
+import parcel.changed as before
+compiled = Precompiled.installed(["parcel"])
+
+def bundle(**others):
+    files = {f"parcel/{path.name}": path.read_text() for path in sorted((folder / "parcel").glob("*.py"))}
+    with zipfile.ZipFile(into := io.BytesIO(), "w") as archive:
+        for name, text in {"pyproject.toml": "", "LICENSE": "", ".info/CONTENT": "", **files, **others}.items():
+            archive.writestr(name, text)
+    return into.getvalue()
+
+usual = bundle()
+assert not compiled.is_all_of(usual), "nothing is loaded yet"
+compiled.load("parcel.changed")
+import parcel.changed as after
+assert after is not before and after.VALUE == 2
+assert compiled.is_all_of(usual)
+assert not compiled.is_all_of(bundle(**{"parcel/same.py": "VALUE = 10"}))
+assert not compiled.is_all_of(bundle(**{"parcel/more.py": ""}))
+assert not compiled.is_all_of(bundle(**{"other/more.py": ""}))
+(folder / "parcel" / "same.py").write_text("VALUE = 9")
+assert not compiled.is_all_of(bundle()), "it is what was there at first"
+import parcel.same
+assert parcel.same.VALUE == 1, "and so is what is imported later"
+(folder / "parcel" / "same.py").unlink()
+assert not compiled.is_all_of(bundle())
+compiled.use()
+assert not any(name.startswith("parcel") for name in sys.modules)
+assert not compiled.is_all_of(usual), "nothing is loaded any more"
+import parcel.changed
+assert parcel.changed.VALUE == 2 and parcel.changed is not after
+"""
+
+
+def test_a_bundle_is_what_was_loaded_only_to_the_last_byte(tmp_path: Path) -> None:
+    folder = packed(tmp_path / "one", "VALUE = 2\n")
+    done = subprocess.run([sys.executable, "-c", LOADED, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

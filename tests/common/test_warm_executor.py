@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -75,3 +77,42 @@ def test_an_app_that_ends_badly_is_told_of_at_once_and_once(tmp_path: Path, monk
 
 def test_nobody_to_tell_is_no_error() -> None:
     assert not tell_failed(a_task())
+
+
+UNPACKED = """
+import os, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+os.environ["FLWR_HOME"] = str(folder / "flwr")
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.install import install_from_fab
+
+from common.bundle import assemble
+from common.precompiled import Precompiled
+from common.warm_executor import BUNDLED, unpacking
+
+compiled = Precompiled.installed(BUNDLED)
+compiled.load("common.wire")
+loaded = sys.modules["common.wire"]
+unpack = unpacking(install_from_fab, compiled)
+
+app = assemble(folder / "app")
+place = unpack(build_fab_from_disk(app), skip_prompt=True)
+assert [path.name for path in place.iterdir()] == ["pyproject.toml"], "nothing of it is imported from there"
+assert place.parent == folder / "flwr" / "apps" and sys.modules["common.wire"] is loaded
+
+with (app / "common" / "errors.py").open("a") as file:
+    file.write("OTHER = 1")
+place = unpack(build_fab_from_disk(app), skip_prompt=True)
+assert (place / "common" / "wire.py").is_file() and "common.wire" not in sys.modules
+sys.path.insert(0, str(place))
+import common.errors, common.wire
+assert common.errors.OTHER == 1 and common.wire is not loaded
+assert {Path(module.__file__).parents[1] for module in (common.errors, common.wire)} == {place}
+"""
+
+
+def test_a_bundle_of_the_installed_sources_is_not_unpacked_and_any_other_is(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", UNPACKED, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ from common.supervisor import supervisor_of
 from tests.processes import wait_until
 
 BACKBONE = "pixels/8"
-LOOK_S = 0.2
+LOOK_S = 0.5
 PRIVACY = {
     "epsilon": 4.0,
     "delta": 1e-5,

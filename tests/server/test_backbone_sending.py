@@ -26,7 +26,8 @@ from client.sent_backbones import BACKBONES, LOCK, sent_reference
 from common import places, wire
 from common.backbones import parcel as parcels
 from common.backbones.controls import load_reference
-from common.backbones.package import FACTS, save
+from common.backbones.package import save
+from common.backbones.package_facts import FACTS
 from common.backbones.parcel import Parcel, parcel_of
 from common.data import load_source
 from common.heads import head_arrays

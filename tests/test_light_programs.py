@@ -1,0 +1,56 @@
+"""Programs that compute nothing import nothing that computes: each would take seconds and half a gigabyte for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "scipy", "sklearn", "dp_accounting", "transformers", "torchvision", "opacus")
+LOOK = f"import sys; found = [name for name in {HEAVY} if name in sys.modules]; sys.exit(', '.join(found) or 0)"
+STARTING = "; ".join(
+    (
+        "from client import isolation, node_config, node_folder",
+        "from common import ports, runtime_secret, supervisor",
+        "from server import new_ca, place, programs",
+    )
+)
+GATE = """
+import numpy as np
+from flwr.app import Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+import client.supernode
+from client.last_look import Speaker, permitted
+from common import wire
+
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+head = {"weight": np.ones((2, 3), np.float32)}
+question = Message(RecordDict({wire.ARRAYS: wire.encode_head(head)}), dst_node_id=1, message_type=MessageType.TRAIN)
+question.metadata.__dict__["_message_id"] = "asked"
+reply = Message(RecordDict({wire.ARRAYS: wire.encode_head(head)}), reply_to=question)
+let = permitted(wire.decode_reply(reply, wire.read_values), question, Speaker("st-mary", 100))
+assert wire.encode_reply(let, question).content == reply.content
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import client.supernode", "import client.signer", "import client.relay", "import server.superlink", STARTING],
+)
+def test_a_program_that_computes_nothing_imports_nothing_that_computes(code):
+    assert said_of(code) == (0, "")
+
+
+def test_the_supernode_looks_at_an_update_without_torch():
+    assert said_of(GATE) == (0, "")
+
+
+def test_an_import_that_computes_is_noticed():
+    assert said_of("import common.wire, scipy") == (1, "scipy\n")
+
+
+def said_of(code: str) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{LOOK}"], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
