@@ -198,7 +198,6 @@ def test_an_installed_wheel_simulates_on_both_engines_to_the_same_head_and_predi
         check=True,
     )
     assert whose.stdout.count(str(installed.parent)) == 2
-    assert "embedded/glyph" in call("backbones", "show", "embedded/glyph")
     config = tmp_path / "config.toml"
     model, federation = {"backbone": "embedded/glyph"}, {"nodes": 8, "cohort": 3, "rounds": 4}
     config.write_text(dump_toml(small_config(model=model, federation=federation, data={"partition": "dirichlet"})))

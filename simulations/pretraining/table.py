@@ -99,9 +99,9 @@ def measure_table(backbone: Backbone, twin: Backbone, sets: dict[str, ImageSet |
     for name, images in sets.items():
         for row, features in rows.items() if images else ():
             assert images is not None
-            train, test = features(images.train), features(images.test)
+            test = features(images.test)
             for k in PER_CLASS:
-                table[str(k)][row][name] = round(100 * _mean_accuracy(images, train, test, k, draws), 1)
+                table[str(k)][row][name] = round(100 * _mean_accuracy(images, features, test, k, draws), 1)
     return table
 
 
@@ -121,13 +121,15 @@ def update_card(path: Path, table: Table, draws: int) -> None:
     durable.write_json(path, {**card, "table": table, "table_draws": draws})
 
 
-def _mean_accuracy(images: ImageSet, train: Tensor, test: Tensor, per_class: int, draws: int) -> float:
+def _mean_accuracy(
+    images: ImageSet, features: Callable[[np.ndarray], Tensor], test: Tensor, per_class: int, draws: int
+) -> float:
     test_labels = torch.from_numpy(images.test_labels)
     scores = []
     for seed in range(draws):
         chosen = choose(images.train_labels, per_class, seed)
         labels = torch.from_numpy(images.train_labels[chosen])
-        scores.append(probe_accuracy(train[chosen], labels, test, test_labels))
+        scores.append(probe_accuracy(features(images.train[chosen]), labels, test, test_labels))
     return fmean(scores)
 
 

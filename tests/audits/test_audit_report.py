@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import subprocess
 from dataclasses import replace
 from functools import lru_cache
@@ -89,11 +90,21 @@ def make_key(folder: Path, name: str = "auditor", curve: ec.EllipticCurve | None
     return private, public
 
 
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An auditor's key, and what it signed: two reports in folders of their own. To be copied, not changed."""
+    folder = tmp_path_factory.mktemp("reports")
+    private, _ = make_key(folder)
+    for name, found in (("first", audit()), ("second", broken_audit())):
+        (folder / name).mkdir()
+        write_report(found, open_place(folder / name / "audit.html", private))
+    return folder
+
+
 @pytest.fixture
-def signed(tmp_path: Path) -> tuple[Path, Path]:
-    private, public = make_key(tmp_path)
-    write_report(audit(), open_place(tmp_path / "audit.html", private))
-    return tmp_path / "audit.json", public
+def signed(reports: Path, tmp_path: Path) -> tuple[Path, Path]:
+    shutil.copytree(reports / "first", tmp_path, dirs_exist_ok=True)
+    return tmp_path / "audit.json", Path(shutil.copy(reports / "auditor.pub", tmp_path))
 
 
 def test_page_is_self_contained(shown):
@@ -258,12 +269,10 @@ def test_the_page_in_place_of_the_file_for_machines_is_unusable_input(signed, ca
 
 
 @pytest.mark.parametrize("taken", [("audit.html",), ("audit.json",), ("audit.json.sig",), ("audit.html", "audit.json")])
-def test_files_of_two_reports_signed_by_one_key_do_not_mix(tmp_path, taken):
-    private, public = make_key(tmp_path)
-    first, second = tmp_path / "first", tmp_path / "second"
-    for folder, found in ((first, audit()), (second, broken_audit())):
-        folder.mkdir()
-        write_report(found, open_place(folder / "audit.html", private))
+def test_files_of_two_reports_signed_by_one_key_do_not_mix(reports, tmp_path, taken):
+    public = reports / "auditor.pub"
+    first, second = (Path(shutil.copytree(reports / name, tmp_path / name)) for name in ("first", "second"))
+    for folder in (first, second):
         verify_report(folder / "audit.json", public)
     for name in taken:
         (first / name).write_bytes((second / name).read_bytes())

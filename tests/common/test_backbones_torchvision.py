@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+import fedgraft
 from common.backbones.backbone import Backbone
 from common.backbones.centring import STAGE, stage_tensors
 from common.backbones.controls import load_reference
@@ -236,24 +235,15 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         load("torchvision/resnet18:32", tmp_path)
 
 
-def test_without_a_network_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_network_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     nowhere = "http://127.0.0.1:9"  # a port that refuses at once
-    surroundings = {
-        **os.environ,
-        "TORCH_HOME": str(tmp_path),
-        "https_proxy": nowhere,
-        "HTTPS_PROXY": nowhere,
-        "no_proxy": "",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "fedgraft", "backbones", "show", "torchvision/resnet18"],
-        capture_output=True,
-        text=True,
-        env=surroundings,
-        check=False,
-    )
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    for name, value in {"TORCH_HOME": str(tmp_path), "https_proxy": nowhere, "HTTPS_PROXY": nowhere}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("no_proxy", "")
+    assert fedgraft.main(["backbones", "show", "torchvision/resnet18"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: the weights IMAGENET1K_V1 of torchvision/resnet18 are not on this machine")
     assert all(way in line for way in ("backbones pack", "package/FOLDER", "--weights FILE", "resnet18@random-0"))
 

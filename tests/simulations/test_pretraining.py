@@ -148,23 +148,24 @@ def test_labels_are_chosen_evenly() -> None:
     assert len(set(chosen.tolist())) == 12
 
 
-def test_the_table_says_which_sets_are_absent(tmp_path: Path) -> None:
+def test_training_pays_on_the_digits_and_the_table_says_which_sets_are_absent(tmp_path: Path) -> None:
     sets = image_sets(tmp_path)
     backbone = load_backbone(GLYPH.name)
     table = measure_table(backbone, untrained_twin(backbone, 0), sets, draws=3)
-    assert table["5"]["trained"]["digits"] > table["5"]["random weights"]["digits"]
-    assert table["5"]["trained"]["digits"] > table["5"]["raw pixels"]["digits"]
+    for rows in table.values():
+        assert rows["trained"]["digits"] > max(rows["random weights"]["digits"], rows["raw pixels"]["digits"]) + 2
     assert render(table, list(sets)).count("absent") == 4 * 6
 
 
-def test_training_pays_on_every_set_at_hand() -> None:
+def test_training_pays_on_every_other_set_at_hand() -> None:
     folder = Path(__file__).parents[3] / "shared" / "data"
     if not (folder / "image-pneumoniamnist").exists():
         pytest.skip(f"no other image sets in {folder}: only the digits were probed")
     backbone = load_backbone(GLYPH.name)
-    table = measure_table(backbone, untrained_twin(backbone, 0), image_sets(folder), draws=3)
+    others = image_sets(folder) | {"digits": None}
+    table = measure_table(backbone, untrained_twin(backbone, 0), others, draws=3)
     for rows in table.values():
-        for name in ("digits", "MNIST", "USPS"):
+        for name in ("MNIST", "USPS"):
             assert rows["trained"][name] > max(rows["random weights"][name], rows["raw pixels"][name]) + 2, name
         for name in ("MedNIST", "PneumoniaMNIST"):  # ten or forty labels: a draw more or less is worth two points
             assert rows["trained"][name] > rows["raw pixels"][name] - 2, name

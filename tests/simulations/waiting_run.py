@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
 
 import fedgraft
-from server.checkpoints import RunStore
+from server.checkpoints import Checkpoint, RunStore
 
-asked = RunStore.note_asked
+save = RunStore.save
 
 
 def main(last: int, arguments: list[str]) -> int:
-    """Run the command, and stop for ever once the nodes of that round are noted."""
+    """Run the command, and stop for ever before the nodes are asked for that round."""
 
-    def note_asked(self: RunStore, round_: int, names: Sequence[str]) -> None:
-        asked(self, round_, names)
-        if round_ == last:
+    def save_and_wait(self: RunStore, checkpoint: Checkpoint) -> None:
+        save(self, checkpoint)
+        if checkpoint.round == last - 1:
             threading.Event().wait()
 
-    RunStore.note_asked = note_asked  # type: ignore[method-assign]
+    RunStore.save = save_and_wait  # type: ignore[method-assign]
     return fedgraft.main(arguments)
 
 
