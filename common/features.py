@@ -30,7 +30,7 @@ from common.sealing import Seal
 from common.segments import Segments, as_keys, delete_segments, drop_records, make_room, mark_used, write_segment
 
 TRIES = 3  # of finding in the cache what was just written there
-FORMAT = 4  # counts up when the way of computing features changes their bits
+FORMAT = 5  # counts up when the way of computing features changes their bits
 
 Progress = Callable[[int, int], None]
 

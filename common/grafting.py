@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import math
@@ -104,6 +105,12 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A copy that shares the tensors: a user's module may note things while it runs."""
+    shared = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(value): value for value in shared})
 
 
 def parameter_count(trunk: Trunk) -> int:
