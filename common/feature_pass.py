@@ -150,11 +150,12 @@ def _examples(preprocessing: Preprocessing) -> Activations | None:
 
 
 def _cast(trunk: nn.Module, precision: Precision) -> nn.Module:
-    """Store the large weights as they will be used; autocast takes care of everything else."""
+    """Store the large weights as they will be used, in tensors of their own; autocast takes care of everything else."""
     if precision == "bfloat16":
         for module in trunk.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-                module.to(torch.bfloat16)
+                for name, values in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, nn.Parameter(values.detach().to(torch.bfloat16), requires_grad=False))
     for convolution in convolutions(trunk):
         convolution.settle(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     return trunk

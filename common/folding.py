@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from common.backbones.backbone import Activations
-from common.grafting import Trunk
+from common.grafting import Trunk, twin
 
 EXACT_ENOUGH = 1e-4  # of a record's norm; float32 rounding through a deep network stays well below
 
@@ -33,13 +33,13 @@ def fold_norms(trunk: Trunk, examples: Activations | None) -> Trunk:
     """
     if examples is None:
         return copy.deepcopy(trunk)
-    folded = fold(trunk)
+    folded = fold(copy.deepcopy(trunk))
     return folded if largest_deviation(trunk, folded, examples) <= EXACT_ENOUGH else copy.deepcopy(trunk)
 
 
 def fold(trunk: Trunk) -> Trunk:
-    """A copy with each BatchNorm folded that stands behind a convolution, whether that is right or not."""
-    folded = copy.deepcopy(trunk)
+    """A copy with each BatchNorm folded that stands behind a convolution, right or not; it shares the other tensors."""
+    folded = twin(trunk)
     _fold(folded)
     return folded
 

@@ -42,7 +42,8 @@ def fuse_convolutions(trunk: Trunk, examples: Activations | None, batch: int) ->
         batch: records of one forward pass, which weights are laid out for.
 
     Returns:
-        The copy, in channels last and float32; None where there is nothing to fuse, or no such kernels.
+        The copy, which shares tensors with the trunk, in channels last and float32; None where there is nothing to
+        fuse, or no such kernels.
     """
     if not isinstance(examples, Tensor) or examples.dim() != 4 or not has_kernels():
         return None
@@ -50,7 +51,7 @@ def fuse_convolutions(trunk: Trunk, examples: Activations | None, batch: int) ->
     fused.stages = nn.ModuleList([_fused_stage(stage, batch) for stage in fused.stages])
     if not convolutions(fused):
         return None
-    fused.to(memory_format=torch.channels_last)
+    _lay_out(fused)
     try:
         found = largest_deviation(trunk, fused, examples.contiguous(memory_format=torch.channels_last))
     except (AttributeError, NotImplementedError, RuntimeError):  # another torch, or another processor
@@ -104,6 +105,14 @@ class FusedConvolution(nn.Module):
     def _pack(self) -> None:
         with threads(1):  # as the workers of a pass run
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._how, self._input_size)
+
+
+def _lay_out(trunk: Trunk) -> None:
+    """Give convolutions that are not fused copies of their weights in channels last; the others lay out their own."""
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            laid_out = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(laid_out, requires_grad=False)
 
 
 def _fused_stage(stage: nn.Module, batch: int) -> nn.Module:
