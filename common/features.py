@@ -78,8 +78,8 @@ class FeatureCache:
             precision: of convolutions and matrix products, as ``common.precision.resolve`` chose it.
 
         Returns:
-            float32, read-only; memory-mapped where one segment holds the records in this order, in memory where they
-            are sealed.
+            float32, read-only; memory-mapped where one segment holds the records in this order or they are many, in
+            memory where they are sealed.
 
         Raises:
             ConfigError: the cut does not exist, a segment is damaged or does not open, or the disk or memory is full.

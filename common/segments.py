@@ -32,6 +32,7 @@ from common.sealing import Seal, SealBrokenError
 PLAIN, SEALED = ".safetensors", ".sealed"
 SEALED_PART_BYTES = 64 * 2**20  # of features in one sealed segment: what is decrypted beside the result
 _COPIED_BYTES, _AT_ONCE = 2**20, 2**16
+_GATHERED_BYTES = 32 * 2**20  # of features that lie apart: more than that are put together on the disk, not in memory
 _HEX = np.array([f"{byte:02x}" for byte in range(256)], dtype="S2")
 
 Put = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
@@ -239,7 +240,9 @@ class Segments:
         return np.concatenate([self._places(part)[1] for part in _portions(wanted)])
 
     def rows(self, wanted: NDArray[np.void]) -> NDArray[np.float32]:
-        """Features of these records, all of which are here, shape (N, D); memory-mapped where they lie in order.
+        """Features of these records, all of which are here, shape (N, D).
+
+        They are memory-mapped where they lie in order, and where they are many and not sealed.
 
         Raises:
             ConfigError: they are sealed and do not open, or do not fit into memory.
@@ -249,17 +252,33 @@ class Segments:
         number = np.searchsorted(starts, place, side="right") - 1
         local = place - starts[number]
         first = self._segments[int(number[0])].values()
-        if (number == number[0]).all():
-            in_order = len(local) == len(first) and bool((local == np.arange(len(local))).all())
-            return first if in_order else first[local]
+        one_segment = bool((number == number[0]).all())
+        if one_segment and len(local) == len(first) and bool((local == np.arange(len(local))).all()):
+            return first
         if any(segment.sealed for segment in self._segments):
             _check_memory(len(wanted) * first[:1].nbytes)
+        elif len(wanted) * first[:1].nbytes > _GATHERED_BYTES:
+            return self._gathered(number, local, first.shape[1])
         found = np.empty((len(wanted), first.shape[1]), dtype=np.float32)
         for one in np.unique(number):
             here = np.flatnonzero(number == one)
             values = first if one == number[0] else self._segments[int(one)].values()
             found[_run(here)] = values[_run(local[here])]
         return found
+
+    def _gathered(self, number: NDArray[np.int64], local: NDArray[np.int64], width: int) -> NDArray[np.float32]:
+        """Rows out of segments that are not sealed, put together in a file without a name and mapped."""
+        place = self._segments[0].path.parent
+        with durable.told(place), tempfile.TemporaryFile(dir=place) as file:
+            for start in range(0, len(local), _AT_ONCE):
+                here, rows = number[start : start + _AT_ONCE], local[start : start + _AT_ONCE]
+                part = np.empty((len(rows), width), dtype=np.float32)
+                for one in np.unique(here):
+                    chosen = here == one
+                    part[chosen] = np.asarray(self._segments[int(one)].values())[rows[chosen]]
+                file.write(part.data)
+            file.flush()
+            return np.memmap(file, dtype=np.float32, mode="r", shape=(len(local), width))
 
     def _places(self, wanted: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Where these records are among the sorted ones, and whether they are there at all, each of shape (N,)."""

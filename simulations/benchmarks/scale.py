@@ -86,6 +86,7 @@ def one(nodes: int, cohort: int, rounds: int) -> dict[str, float]:
     """Play one run on raw pixels, ten records a node, and say what it took."""
     with tempfile.TemporaryDirectory() as place:
         began = time.perf_counter()
+        os.environ["FEDGRAFT_CACHE"] = place  # other runs' features would be found there
         config = many_nodes(Path(place), nodes, 10, cohort=cohort, rounds=rounds)
         config = config.model_copy(update={"model": config.model.model_copy(update={"backbone": "pixels/8"})})
         preflight.check(config)

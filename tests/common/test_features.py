@@ -159,6 +159,24 @@ def test_the_control_that_keeps_them_all_is_noticed() -> None:
     assert resident_anonymous_bytes() - before > kept.nbytes // 2
 
 
+def test_many_features_that_lie_apart_are_put_together_outside_of_memory(cache: FeatureCache) -> None:
+    count, backbone = 40 * BATCH, raw_pixels(64)
+    data = images(count)
+    half, order = np.arange(0, count, 2), np.random.default_rng(0).permutation(count)
+    cache.features(backbone, None, data.take(half))
+    cache.features(backbone, None, data)
+    before = resident_anonymous_bytes()
+    for chosen in (np.arange(count), order):
+        found = cache.features(backbone, None, data.take(chosen))
+        assert isinstance(found, np.memmap)
+        assert resident_anonymous_bytes() - before < found.nbytes // 2
+        with pytest.raises(ValueError, match="read-only"):
+            found[0, 0] = 1.0
+        for row in (0, 1, count // 2, count - 1):
+            assert np.array_equal(found[[row]], extract(backbone, None, data.take(chosen[[row]])))
+    assert len(list(cache.folder.rglob("*.*"))) == 2
+
+
 def resident_anonymous_bytes() -> int:
     """Memory of this process that is no file's."""
     lines = Path("/proc/self/status").read_text().splitlines()
