@@ -7,6 +7,7 @@ back when it wants them. All of it takes some four minutes. ``FEDGRAFT_RUNS="200
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -19,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -68,14 +68,11 @@ def main() -> None:
         table.add_row(*(f"{number:,}" for number in run), *(f"{found[-1][name]:,.10g}" for name in MEASURES))
     console = Console(width=240)
     console.print(table)
-    for nodes in sorted({run[0] for run in chosen}):
-        rows = [(run[1], one["own_mib"]) for run, one in zip(chosen, found, strict=True) if run[0] == nodes]
-        if len({cohort for cohort, _ in rows}) > 1:
-            cohorts, own = np.array(rows, dtype=np.float64).T
-            slope, base = np.polyfit(cohorts, own, 1)
-            console.print(
-                f"{nodes:,} nodes: own memory is {base:.0f} MiB and {1024 * slope:.0f} KiB for each of a cohort"
-            )
+    own = sorted((*run[:2], one["own_mib"]) for run, one in zip(chosen, found, strict=True))
+    for (nodes, few, before), (same, many, after) in itertools.pairwise(own):
+        if nodes == same and few < many:
+            more = 1024 * (after - before) / (many - few)
+            console.print(f"{nodes:,} nodes, own memory from a cohort of {few:,} to {many:,}: {more:.0f} KiB a node")
     console.print(
         f"MiB where nothing else is said; {time.strftime('%Y-%m-%d')}, {time.time() - began:.0f} s; load before "
         f"{load:.1f}, after {os.getloadavg()[0]:.1f}."
