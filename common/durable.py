@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.errors import ConfigError
 
@@ -23,21 +25,45 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, synced: bool = Tr
     Raises:
         ConfigError: the disk is full or the folder cannot be written; the old content is untouched.
     """
+    with replacing(path, mode=mode, synced=synced) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o644, synced: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of ``path`` when the block ends; an exception leaves the old content.
+
+    Arguments and errors are those of ``write_bytes``.
+    """
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
+        with told(path):
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                if synced:
+                    os.fsync(file.fileno())
+            Path(temporary).replace(path)
+            temporary = None
             if synced:
-                os.fsync(file.fileno())
-        Path(temporary).replace(path)
-        if synced:
-            sync_folder(path.parent)
-    except OSError as error:
+                sync_folder(path.parent)
+    finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Say of a block that writes a file what went wrong and what to do.
+
+    Raises:
+        ConfigError: the block raised an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
         raise ConfigError(
             f"could not write {path}: {error.strerror}; free some space or choose a writable folder, then run again"
         ) from error

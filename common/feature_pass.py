@@ -6,8 +6,6 @@ records are prepared while others pass the network, and the bits of a feature do
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -22,7 +20,8 @@ from common.backbones.backbone import LENGTH_STEP, Activations, Backbone, CutsTe
 from common.data.records import Inputs, take_inputs
 from common.errors import ConfigError
 from common.folding import fold_norms
-from common.grafting import Trunk, threads
+from common.fusing import convolutions, fuse_convolutions
+from common.grafting import Trunk, parameter_count, threads, twin
 from common.made_up import made_up_records
 
 Precision = Literal["float32", "bfloat16"]
@@ -30,13 +29,14 @@ Precision = Literal["float32", "bfloat16"]
 
 MOST_RECORDS, FEWEST_RECORDS, TEXTS = 64, 8, 16  # of a batch
 INPUT_BYTES = 3 * 2**20  # of a batch: what becomes of it in the network must fit a core's share of the cache
-EXAMPLES = 2  # made-up records that folding is tried out on
+EXAMPLES = 2  # made-up records that folding and fusing are tried out on
+WORTH_FUSING = 1_000_000  # parameters; with fewer it takes longer to fuse than thousands of records gain by it
 
 Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 class FeaturePass:
-    """A trunk made ready: BatchNorms folded, channels last, weights in the precision of the pass.
+    """A trunk made ready: BatchNorms folded, convolutions fused, channels last, weights in the precision of the pass.
 
     The backbone itself stays as it is, and so does its digest.
 
@@ -55,8 +55,21 @@ class FeaturePass:
         """
         self.preprocessing, self.precision = backbone.preprocessing, precision
         self.device, self.batch = device(), batch_size(backbone.preprocessing, precision)
-        trunk = fold_norms(Trunk(backbone, cut), _examples(backbone.preprocessing))
-        self._trunk: nn.Module = _cast(trunk, precision).to(self.device).to(memory_format=torch.channels_last)
+        self._trunk = self._ready(Trunk(backbone, cut))
+
+    def _ready(self, trunk: Trunk) -> nn.Module:
+        examples = _examples(self.preprocessing)
+        worth_it = self._has_kernels() and parameter_count(trunk) >= WORTH_FUSING
+        fused = fuse_convolutions(trunk, examples, self.batch) if worth_it else None
+        if fused is not None:
+            return _cast(fused, self.precision)
+        folded = _cast(fold_norms(trunk, examples), self.precision)
+        return folded.to(self.device).to(memory_format=torch.channels_last)
+
+    def _has_kernels(self) -> bool:
+        if self.device.type != "cpu":
+            return False
+        return self.precision == "float32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     @torch.inference_mode()
     def features(self, inputs: Activations) -> Tensor:
@@ -75,7 +88,7 @@ class FeaturePass:
         workers = max(1, torch.get_num_threads())
         spare: SimpleQueue[nn.Module] = SimpleQueue()
         for _ in range(workers):
-            spare.put(_twin(self._trunk))
+            spare.put(twin(self._trunk))
 
         def compute(rows: NDArray[np.int64]) -> Batch:
             trunk = spare.get()
@@ -137,18 +150,15 @@ def _examples(preprocessing: Preprocessing) -> Activations | None:
 
 
 def _cast(trunk: nn.Module, precision: Precision) -> nn.Module:
-    """Store the large weights as they will be used; autocast takes care of everything else."""
+    """Store the large weights as they will be used, in tensors of their own; autocast takes care of everything else."""
     if precision == "bfloat16":
         for module in trunk.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-                module.to(torch.bfloat16)
+                for name, values in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, nn.Parameter(values.detach().to(torch.bfloat16), requires_grad=False))
+    for convolution in convolutions(trunk):
+        convolution.settle(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     return trunk
-
-
-def _twin(trunk: nn.Module) -> nn.Module:
-    """A copy for another thread, that shares the tensors: a user's module may note things while it runs."""
-    shared = itertools.chain(trunk.parameters(), trunk.buffers())
-    return copy.deepcopy(trunk, {id(value): value for value in shared})
 
 
 def _steps(preprocessing: Preprocessing, inputs: Inputs) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,10 +28,20 @@ from common.feature_pass import FeaturePass, Precision, device
 from common.grafting import cut_point
 from common.places import cache_bytes, cache_folder
 from common.sealing import Seal
-from common.segments import Segments, as_keys, delete_segments, drop_records, make_room, mark_used, write_segment
+from common.segments import (
+    Put,
+    Segments,
+    as_keys,
+    delete_segments,
+    drop_records,
+    make_room,
+    mark_used,
+    write_segment,
+    writing_segment,
+)
 
 TRIES = 3  # of finding in the cache what was just written there
-FORMAT = 4  # counts up when the way of computing features changes their bits
+FORMAT = 5  # counts up when the way of computing features changes their bits
 
 Progress = Callable[[int, int], None]
 
@@ -67,8 +78,8 @@ class FeatureCache:
             precision: of convolutions and matrix products, as ``common.precision.resolve`` chose it.
 
         Returns:
-            float32, read-only; memory-mapped where one segment holds the records in this order, in memory where they
-            are sealed.
+            float32, read-only; memory-mapped where one segment holds the records in this order or they are many, in
+            memory where they are sealed.
 
         Raises:
             ConfigError: the cut does not exist, a segment is damaged or does not open, or the disk or memory is full.
@@ -83,7 +94,11 @@ class FeatureCache:
                 return known.rows(wanted)
             _, first = np.unique(wanted[missing], return_index=True)
             fresh = missing[np.sort(first)]
-            values = extract(backbone, cut, data.take(fresh), progress, precision)
+            records = data if len(fresh) == len(data) else data.take(fresh)
+            if self.seal is None:
+                self._compute(FeaturePass(backbone, cut, precision), place, wanted[fresh], records, progress)
+                continue
+            values = extract(backbone, cut, records, progress, precision)
             make_room(self.folder, place, values.nbytes, self.most_bytes)
             write_segment(place, wanted[fresh], values, self.seal)
             del values  # what is sealed is read into memory once more
@@ -91,6 +106,22 @@ class FeatureCache:
             f"the feature cache {self.folder} lost what was written, {TRIES} times: another process empties it; wait "
             "for it, or give this one a cache of its own in FEDGRAFT_CACHE"
         )
+
+    def _compute(
+        self, ready: FeaturePass, place: Path, keys: NDArray[np.void], data: LocalData, progress: Progress | None
+    ) -> None:
+        """Write features to the disk as they come: at no time are all of them in memory."""
+        with ExitStack() as stack:
+            put: Put | None = None
+            done = 0
+            for rows, values in ready.run(data.inputs):
+                if put is None:
+                    make_room(self.folder, place, len(keys) * values[:1].nbytes, self.most_bytes)
+                    put = stack.enter_context(writing_segment(place, keys, values.shape[1]))
+                put(rows, values)
+                done += len(rows)
+                if progress is not None:
+                    progress(done, len(data))
 
     def kept(
         self, backbone: Backbone, cut: str | None, digests: NDArray[np.uint8], precision: Precision = "float32"

@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from common.backbones.backbone import Activations
-from common.grafting import Trunk
+from common.grafting import Trunk, twin
 
 EXACT_ENOUGH = 1e-4  # of a record's norm; float32 rounding through a deep network stays well below
 
@@ -31,10 +31,17 @@ def fold_norms(trunk: Trunk, examples: Activations | None) -> Trunk:
     Returns:
         The copy; a mere copy where nothing can be folded.
     """
-    folded = copy.deepcopy(trunk)
-    if examples is None or not _fold(folded):
+    if examples is None:
         return copy.deepcopy(trunk)
+    folded = fold(copy.deepcopy(trunk))
     return folded if largest_deviation(trunk, folded, examples) <= EXACT_ENOUGH else copy.deepcopy(trunk)
+
+
+def fold(trunk: Trunk) -> Trunk:
+    """A copy with each BatchNorm folded that stands behind a convolution, right or not; it shares the other tensors."""
+    folded = twin(trunk)
+    _fold(folded)
+    return folded
 
 
 @torch.inference_mode()
@@ -50,18 +57,20 @@ def deviation(exact: torch.Tensor, found: torch.Tensor) -> float:
     return float(((found - exact).norm(dim=1) / torch.maximum(norms, norms.mean())).max())
 
 
-def _fold(module: nn.Module) -> int:
-    """Fold in place; returns how many were folded."""
+@torch.no_grad()
+def _fold(module: nn.Module) -> None:
+    """Fold in place."""
     uses = Counter(id(child) for part in module.modules() for child in part.children())
-    done = 0
     for part in list(module.modules()):
-        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(list(part.named_children())):
+        for (_, conv), (norm_name, norm) in itertools.pairwise(list(part.named_children())):
             if uses[id(conv)] == uses[id(norm)] == 1 and _fits(conv, norm):
-                folded: nn.Module = fuse_conv_bn_eval(cast(Any, conv), cast(Any, norm))
-                setattr(part, conv_name, folded)
+                _take_over(cast(Any, conv), cast(Any, norm))
                 setattr(part, norm_name, nn.Identity())
-                done += 1
-    return done
+
+
+def _take_over(conv: Any, norm: Any) -> None:
+    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
 
 
 def _fits(conv: nn.Module, norm: nn.Module) -> bool:

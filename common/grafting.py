@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from common.backbones.backbone import Activations, Backbone, Preprocessing
 from common.errors import ConfigError
 
+M = TypeVar("M", bound=nn.Module)
 Layout = tuple[tuple[int, ...], ...]
 """Shapes of what passes the cut, without the batch; one for each tensor."""
 
@@ -104,6 +107,12 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def twin(module: M) -> M:
+    """A copy that shares the tensors: a user's module may note things while it runs."""
+    shared = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(value): value for value in shared})
 
 
 def parameter_count(trunk: Trunk) -> int:

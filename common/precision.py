@@ -29,7 +29,7 @@ CLOSE_ENOUGH = 0.1  # of a record's norm, for each of the made-up records
 WORTH_IT = 100_000_000  # floating-point operations a record; fewer take about a millisecond in float32 as well
 EXAMPLES = 16
 
-_FORMAT = 1  # counts up when what is measured changes
+_FORMAT = 2  # counts up when what is measured changes
 
 
 def resolve(setting: Setting, backbone: Backbone, cut: str | None) -> Precision:

@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,11 @@ from common.sealing import Seal, SealBrokenError
 
 PLAIN, SEALED = ".safetensors", ".sealed"
 SEALED_PART_BYTES = 64 * 2**20  # of features in one sealed segment: what is decrypted beside the result
+_COPIED_BYTES, _AT_ONCE = 2**20, 2**16
+_GATHERED_BYTES = 32 * 2**20  # of features that lie apart: more than that are put together on the disk, not in memory
 _HEX = np.array([f"{byte:02x}" for byte in range(256)], dtype="S2")
+
+Put = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
 
 
 def as_keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
@@ -77,15 +83,66 @@ def mark_used(place: Path) -> None:
 
 def write_segment(place: Path, keys: NDArray[np.void], values: NDArray[np.float32], seal: Seal | None = None) -> None:
     """Keep the features (N, D) of the records with these keys, sealed where a seal is given."""
+    if seal is not None:
+        _make_place(place)
+        _write_sealed(place, _digests(keys), values, seal)
+        return
+    with writing_segment(place, keys, values.shape[1]) as put:
+        put(np.arange(len(values)), values)
+
+
+@contextmanager
+def writing_segment(place: Path, keys: NDArray[np.void], width: int) -> Iterator[Put]:
+    """Keep features of the records with these keys as they come, in any order; nothing of them stays in memory.
+
+    Until the block ends they are in a file without a name, so that nothing is left where the process is killed.
+
+    Yields:
+        A function that takes indices of some keys, shape (M,), and their features, (M, ``width``); it must have been
+        given all of them when the block ends.
+
+    Raises:
+        ConfigError: the disk is full or the folder cannot be written.
+    """
+    _make_place(place)
+    digests = _digests(keys)
+    path = place / f"{hashlib.sha256(digests.tobytes()).hexdigest()[:32]}{PLAIN}"
+    with durable.told(path), tempfile.TemporaryFile(dir=place) as spool:
+
+        def put(rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+            breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+            for run, part in zip(np.split(rows, breaks), np.split(values, breaks), strict=True):
+                spool.seek(int(run[0]) * width * values.itemsize)
+                spool.write(np.ascontiguousarray(part).data)
+
+        yield put
+        spool.seek(0)
+        _make_place(place)  # another process may have dropped it meanwhile
+        with durable.replacing(path, mode=0o600) as file:
+            file.write(_header(len(keys), width))
+            shutil.copyfileobj(spool, file, _COPIED_BYTES)
+            file.write(digests.data)
+
+
+def _make_place(place: Path) -> None:
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     place.mkdir(mode=0o700, exist_ok=True)
-    digests = keys.view(np.uint8).reshape(len(keys), 32)
-    if seal is not None:
-        _write_sealed(place, digests, values, seal)
-        return
-    name = hashlib.sha256(digests.tobytes()).hexdigest()[:32]
-    blob = safetensors.numpy.save({"features": values, "records": digests})
-    durable.write_bytes(place / f"{name}{PLAIN}", blob, mode=0o600)
+
+
+def _digests(keys: NDArray[np.void]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), 32)
+
+
+def _header(count: int, width: int) -> bytes:
+    """What a safetensors file of float32 features and of digests begins with."""
+    end = count * width * 4
+    parts = {
+        "features": {"dtype": "F32", "shape": [count, width], "data_offsets": [0, end]},
+        "records": {"dtype": "U8", "shape": [count, 32], "data_offsets": [end, end + 32 * count]},
+    }
+    text = json.dumps(parts).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _write_sealed(place: Path, digests: NDArray[np.uint8], values: NDArray[np.float32], seal: Seal) -> None:
@@ -180,32 +237,54 @@ class Segments:
         """Which of these records are here, shape (N,)."""
         if not len(self._sorted):
             return np.zeros(len(wanted), dtype=bool)
-        place = np.minimum(np.searchsorted(self._sorted, _sortable(wanted)), len(self._sorted) - 1)
-        found: NDArray[np.bool_] = self._sorted[place] == _sortable(wanted)
-        return found
+        return np.concatenate([self._places(part)[1] for part in _portions(wanted)])
 
     def rows(self, wanted: NDArray[np.void]) -> NDArray[np.float32]:
-        """Features of these records, all of which are here, shape (N, D); memory-mapped where they lie in order.
+        """Features of these records, all of which are here, shape (N, D).
+
+        They are memory-mapped where they lie in order, and where they are many and not sealed.
 
         Raises:
             ConfigError: they are sealed and do not open, or do not fit into memory.
         """
-        place = self._origin[np.searchsorted(self._sorted, _sortable(wanted))]
+        place = self._origin[np.concatenate([self._places(part)[0] for part in _portions(wanted)])]
         starts = np.cumsum([0, *self._sizes])
         number = np.searchsorted(starts, place, side="right") - 1
         local = place - starts[number]
         first = self._segments[int(number[0])].values()
-        if (number == number[0]).all():
-            in_order = len(local) == len(first) and bool((local == np.arange(len(local))).all())
-            return first if in_order else first[local]
+        one_segment = bool((number == number[0]).all())
+        if one_segment and len(local) == len(first) and bool((local == np.arange(len(local))).all()):
+            return first
         if any(segment.sealed for segment in self._segments):
             _check_memory(len(wanted) * first[:1].nbytes)
+        elif len(wanted) * first[:1].nbytes > _GATHERED_BYTES:
+            return self._gathered(number, local, first.shape[1])
         found = np.empty((len(wanted), first.shape[1]), dtype=np.float32)
         for one in np.unique(number):
             here = np.flatnonzero(number == one)
             values = first if one == number[0] else self._segments[int(one)].values()
             found[_run(here)] = values[_run(local[here])]
         return found
+
+    def _gathered(self, number: NDArray[np.int64], local: NDArray[np.int64], width: int) -> NDArray[np.float32]:
+        """Rows out of segments that are not sealed, put together in a file without a name and mapped."""
+        place = self._segments[0].path.parent
+        with durable.told(place), tempfile.TemporaryFile(dir=place) as file:
+            for start in range(0, len(local), _AT_ONCE):
+                here, rows = number[start : start + _AT_ONCE], local[start : start + _AT_ONCE]
+                part = np.empty((len(rows), width), dtype=np.float32)
+                for one in np.unique(here):
+                    chosen = here == one
+                    part[chosen] = np.asarray(self._segments[int(one)].values())[rows[chosen]]
+                file.write(part.data)
+            file.flush()
+            return np.memmap(file, dtype=np.float32, mode="r", shape=(len(local), width))
+
+    def _places(self, wanted: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where these records are among the sorted ones, and whether they are there at all, each of shape (N,)."""
+        digits = _sortable(wanted)
+        place = np.minimum(np.searchsorted(self._sorted, digits), len(self._sorted) - 1)
+        return place, self._sorted[place] == digits
 
 
 class _Segment:
@@ -261,6 +340,11 @@ def _check_memory(wanted: int) -> None:
             f"encrypted features are decrypted into memory, and need {wanted / 2**30:.1f} GiB of which "
             f"{available / 2**30:.1f} are free; choose a later model.cut, add memory, or leave data.cache_key out"
         )
+
+
+def _portions(keys: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
+    """Some at a time: comparing them takes several times their memory."""
+    return (keys[start : start + _AT_ONCE] for start in range(0, max(1, len(keys)), _AT_ONCE))
 
 
 def _sortable(keys: NDArray[np.void]) -> NDArray[np.bytes_]:

@@ -108,8 +108,12 @@ class LocalData:
             Shape (N, 32), uint8: SHA-256 over one record's input alone, so that a record has the same digest in every
             data set and order. Sensitive: it tells whether a known record is among them.
         """
-        digests = b"".join(record_digest(record) for record in self.inputs)
-        return np.frombuffer(digests, dtype=np.uint8).reshape(len(self), hashlib.sha256().digest_size)
+        whole = bytearray()
+        for record in self.inputs:
+            whole += record_digest(record)
+        digests = np.frombuffer(whole, dtype=np.uint8).reshape(len(self), hashlib.sha256().digest_size)
+        digests.flags.writeable = False
+        return digests
 
     @property
     def strata(self) -> Labels:

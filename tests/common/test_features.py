@@ -126,6 +126,63 @@ def test_a_damaged_segment_is_one_sentence(cache: FeatureCache) -> None:
         cache.features(backbone, None, data)
 
 
+def test_features_are_on_their_way_to_the_disk_without_a_name(cache: FeatureCache) -> None:
+    """A pass that is killed leaves nothing behind that purging would miss."""
+    seen: list[list[Path]] = []
+
+    def look(done: int, total: int) -> None:
+        seen.append([path for path in cache.folder.rglob("*") if path.is_file()])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.features(raw_pixels(4), None, images(3 * BATCH), look)
+    assert seen == [[]]
+    assert not [path for path in cache.folder.rglob("*") if path.is_file()]
+
+
+def test_while_features_are_computed_few_of_them_are_in_memory(cache: FeatureCache) -> None:
+    count, backbone = 40 * BATCH, raw_pixels(64)
+    data = images(count)
+    whole = count * 64 * 64 * 4
+    cache.features(backbone, None, images(BATCH, seed=1))  # what is loaded and made once
+    before, most = resident_anonymous_bytes(), []
+    cache.features(backbone, None, data, lambda done, total: most.append(resident_anonymous_bytes()))
+    most.append(resident_anonymous_bytes())
+    assert max(most) - before < whole // 2
+
+
+def test_the_control_that_keeps_them_all_is_noticed() -> None:
+    count, backbone = 40 * BATCH, raw_pixels(64)
+    extract(backbone, None, images(BATCH, seed=1))
+    before = resident_anonymous_bytes()
+    kept = extract(backbone, None, images(count))
+    assert resident_anonymous_bytes() - before > kept.nbytes // 2
+
+
+def test_many_features_that_lie_apart_are_put_together_outside_of_memory(cache: FeatureCache) -> None:
+    count, backbone = 40 * BATCH, raw_pixels(64)
+    data = images(count)
+    half, order = np.arange(0, count, 2), np.random.default_rng(0).permutation(count)
+    cache.features(backbone, None, data.take(half))
+    cache.features(backbone, None, data)
+    before = resident_anonymous_bytes()
+    for chosen in (np.arange(count), order):
+        found = cache.features(backbone, None, data.take(chosen))
+        assert isinstance(found, np.memmap)
+        assert resident_anonymous_bytes() - before < found.nbytes // 2
+        with pytest.raises(ValueError, match="read-only"):
+            found[0, 0] = 1.0
+        for row in (0, 1, count // 2, count - 1):
+            assert np.array_equal(found[[row]], extract(backbone, None, data.take(chosen[[row]])))
+    assert len(list(cache.folder.rglob("*.*"))) == 2
+
+
+def resident_anonymous_bytes() -> int:
+    """Memory of this process that is no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
 def test_purging_forgets_everything(cache: FeatureCache) -> None:
     backbone, data, computed = raw_pixels(4), images(5), []
     cache.features(backbone, None, data)

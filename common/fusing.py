@@ -1,0 +1,186 @@
+"""Fusing: a convolution adds what is added to its output and applies the activation behind it, before it writes.
+
+Its weights are laid out once as the processor's kernels want them. What follows what is read off a traced graph, and
+tried out: where the outputs differ by more than rounding, nothing is fused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from common.backbones.backbone import Activations
+from common.folding import EXACT_ENOUGH, fold, largest_deviation
+from common.grafting import Trunk, threads, twin
+
+_Scalars = list[float]
+_RELU: tuple[str, _Scalars] = ("relu", [])
+_RELU6: tuple[str, _Scalars] = ("hardtanh", [0.0, 6.0])
+_MODULES: dict[type[nn.Module], tuple[str, _Scalars]] = {nn.ReLU: _RELU, nn.ReLU6: _RELU6}
+_FUNCTIONS: dict[Any, tuple[str, _Scalars]] = {
+    functional.relu: _RELU,
+    torch.relu: _RELU,
+    torch.relu_: _RELU,
+    functional.relu6: _RELU6,
+    "relu": _RELU,
+    "relu_": _RELU,
+}
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+def fuse_convolutions(trunk: Trunk, examples: Activations | None, batch: int) -> Trunk | None:
+    """A copy with BatchNorms folded and convolutions fused with what follows, where that changes outputs by rounding.
+
+    Args:
+        trunk: stays as it is.
+        examples: preprocessed records to try it out on; None fuses nothing.
+        batch: records of one forward pass, which weights are laid out for.
+
+    Returns:
+        The copy, which shares tensors with the trunk, in channels last and float32; None where there is nothing to
+        fuse, or no such kernels.
+    """
+    if not isinstance(examples, Tensor) or examples.dim() != 4 or not has_kernels():
+        return None
+    fused = fold(trunk)
+    fused.stages = nn.ModuleList([_fused_stage(stage, batch) for stage in fused.stages])
+    if not convolutions(fused):
+        return None
+    _lay_out(fused)
+    try:
+        found = largest_deviation(trunk, fused, examples.contiguous(memory_format=torch.channels_last))
+    except (AttributeError, NotImplementedError, RuntimeError):  # another torch, or another processor
+        return None
+    return fused if found <= EXACT_ENOUGH else None
+
+
+def has_kernels() -> bool:
+    """Whether this torch has them at all."""
+    return bool(torch._C._has_mkldnn)
+
+
+def convolutions(module: nn.Module) -> list[FusedConvolution]:
+    """Those that are fused."""
+    return [part for part in module.modules() if isinstance(part, FusedConvolution)]
+
+
+class FusedConvolution(nn.Module):
+    """A convolution, with an addition and an activation where they follow; weights are laid out at the first call."""
+
+    def __init__(self, conv: nn.Conv2d, activation: tuple[str, _Scalars] | None, batch: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.activation, self._batch = conv.weight, conv.bias, activation, batch
+        self._how = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
+        self._input_size: list[int] = []
+        self.register_buffer("_packed", None)
+
+    def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
+        """Apply the activation to the convolution of (N, C, H, W), plus ``other`` of the output's shape."""
+        if self._packed is None:
+            self._input_size = [self._batch, *inputs.shape[1:]]
+            self._pack()
+        inputs = inputs.to(self._packed.dtype).contiguous(memory_format=torch.channels_last)
+        name, scalars = self.activation or ("none", [])
+        run, weights = torch.ops.mkldnn._convolution_pointwise, (self._packed, self.bias, *self._how)
+        if other is None:
+            return cast(Tensor, run(inputs, *weights, name, scalars, ""))
+        other = other.to(inputs.dtype).contiguous(memory_format=torch.channels_last)
+        last = (name, scalars, "") if self.activation else (None, [], None)
+        return cast(Tensor, run.binary(inputs, other, *weights, "add", 1.0, *last))
+
+    def settle(self, dtype: torch.dtype) -> None:
+        """Take the precision to compute in, and forget the weights as they were; once, after the first call."""
+        if dtype != self.weight.dtype:
+            self.weight = nn.Parameter(self.weight.detach().to(dtype), requires_grad=False)
+            self.bias = None if self.bias is None else nn.Parameter(self.bias.detach().to(dtype), requires_grad=False)
+            self._pack()
+        del self.weight
+
+    @torch.no_grad()
+    def _pack(self) -> None:
+        with threads(1):  # as the workers of a pass run
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._how, self._input_size)
+
+
+def _lay_out(trunk: Trunk) -> None:
+    """Give convolutions that are not fused copies of their weights in channels last; the others lay out their own."""
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            laid_out = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(laid_out, requires_grad=False)
+
+
+def _fused_stage(stage: nn.Module, batch: int) -> nn.Module:
+    if not any(_can_fuse(part) for part in stage.modules()):
+        return stage
+    try:
+        traced = fx.symbolic_trace(twin(stage))  # a user's module may keep what it saw while it was traced
+    except Exception:  # a user's module may raise anything; it stays as it is
+        return stage
+    _drop_identities(traced)
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and _can_fuse(traced.get_submodule(node.target)) and len(node.all_input_nodes) == 1:
+            _fuse(traced, node, batch)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def _can_fuse(module: nn.Module) -> bool:
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def _drop_identities(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and type(traced.get_submodule(node.target)) is nn.Identity:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            traced.graph.erase_node(node)
+
+
+def _fuse(traced: fx.GraphModule, conv: fx.Node, batch: int) -> None:
+    """Put one module in the place of a convolution and of what follows it."""
+    replaced, inputs = [conv], list(conv.all_input_nodes)
+    added = _only_user(conv)
+    other = None if added is None else _added_before(traced, conv, added)
+    if added is not None and other is not None:
+        replaced.append(added)
+        inputs.append(other)
+    behind = _only_user(replaced[-1])
+    activation = None if behind is None else _activation(traced, behind)
+    if behind is not None and activation is not None:
+        replaced.append(behind)
+    name = f"fused_{conv.name}"
+    traced.add_submodule(
+        name, FusedConvolution(cast(nn.Conv2d, traced.get_submodule(str(conv.target))), activation, batch)
+    )
+    with traced.graph.inserting_before(replaced[-1]):
+        fused = traced.graph.call_module(name, tuple(inputs))
+    replaced[-1].replace_all_uses_with(fused)
+    for node in reversed(replaced):
+        traced.graph.erase_node(node)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _added_before(traced: fx.GraphModule, conv: fx.Node, added: fx.Node) -> fx.Node | None:
+    """What an addition adds to the convolution's output, where that is known before the convolution."""
+    if added.op != "call_function" or added.target not in _ADDITIONS or len(added.args) != 2 or added.kwargs:
+        return None
+    others = [value for value in added.args if value is not conv]
+    if len(others) != 1 or not isinstance(others[0], fx.Node) or others[0].op == "get_attr":
+        return None
+    known = itertools.takewhile(lambda node: node is not conv, traced.graph.nodes)
+    return others[0] if others[0] in list(known) else None
+
+
+def _activation(traced: fx.GraphModule, node: fx.Node) -> tuple[str, _Scalars] | None:
+    if node.op == "call_module":
+        return _MODULES.get(type(traced.get_submodule(str(node.target))))
+    return _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
