@@ -79,9 +79,13 @@ def run_status(place: Place, run_id: int) -> str:
 
 
 def stop_run(place: Place, run_id: int) -> None:
-    """Stop a run; errors as in ``register``."""
+    """Stop a run, if it has not ended by itself just now; errors as in ``register``."""
     with _superlink(place) as superlink:
-        superlink.StopRun(StopRunRequest(run_id=run_id))
+        try:
+            superlink.StopRun(StopRunRequest(run_id=run_id))
+        except httpx.HTTPStatusError as error:
+            if _code(error) != ApiErrorCode.RUN_ALREADY_FINISHED:
+                raise
 
 
 def submit(place: Place, app: Path, config: Path) -> int:

@@ -17,6 +17,7 @@ from flwr.proto.control_pb2 import (
     ListNodesResponse,
     RegisterNodeRequest,
     RegisterNodeResponse,
+    StopRunRequest,
     UnregisterNodeRequest,
 )
 from flwr.proto.node_pb2 import NodeInfo
@@ -36,6 +37,8 @@ from server.submission import _reach_registered
 
 class StandIn:
     """What Flower's client does at a SuperLink, done to a file instead."""
+
+    stopping = ApiErrorCode.RUN_ALREADY_FINISHED
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -59,6 +62,9 @@ class StandIn:
         with self._nodes() as nodes:
             listed = [NodeInfo(node_id=int(name), status=one["status"]) for name, one in nodes.items()]
         return ListNodesResponse(nodes_info=listed)
+
+    def StopRun(self, request: StopRunRequest) -> None:  # noqa: N802 (Flower's name)
+        raise refusal(self.stopping)
 
     def close(self) -> None:
         pass
@@ -128,6 +134,13 @@ def test_a_removed_node_is_shut_out_and_comes_back_with_a_new_key_only(place: Pl
     with pytest.raises(ConfigError, match="already in use"):
         admit(place, "north", place.folder / "one.pub")
     assert admit(place, "north", key(place, "two")).node_id != entry.node_id
+
+
+def test_a_run_that_ended_before_it_was_stopped_is_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    control.stop_run(place, 7)
+    monkeypatch.setattr(StandIn, "stopping", ApiErrorCode.RUN_ID_NOT_FOUND)
+    with pytest.raises(ConfigError, match="the SuperLink refused"):
+        control.stop_run(place, 7)
 
 
 STEPS = ("register", "_note_removed", "keep_nodes", "unregister", "unlink")
