@@ -148,18 +148,18 @@ def settled_bytes() -> int:
 
 
 def test_while_features_are_computed_few_of_them_are_in_memory(cache: FeatureCache) -> None:
-    count, backbone = 40 * BATCH, raw_pixels(64)
+    count, backbone = 120 * BATCH, raw_pixels(64)
     data = images(count)
     whole = count * 64 * 64 * 4
     cache.features(backbone, None, images(BATCH, seed=1))  # what is loaded and made once
     before, most = settled_bytes(), []
     cache.features(backbone, None, data, lambda done, total: most.append(resident_anonymous_bytes()))
     most.append(resident_anonymous_bytes())
-    assert max(most) - before < whole // 2
+    assert max(most) - before < whole // 2  # a few batches, in all cores' hands, are less than a third
 
 
 def test_the_control_that_keeps_them_all_is_noticed() -> None:
-    count, backbone = 40 * BATCH, raw_pixels(64)
+    count, backbone = 120 * BATCH, raw_pixels(64)
     extract(backbone, None, images(BATCH, seed=1))
     before = settled_bytes()
     kept = extract(backbone, None, images(count))
@@ -167,7 +167,7 @@ def test_the_control_that_keeps_them_all_is_noticed() -> None:
 
 
 def test_many_features_that_lie_apart_are_put_together_outside_of_memory(cache: FeatureCache) -> None:
-    count, backbone = 40 * BATCH, raw_pixels(64)
+    count, backbone = 120 * BATCH, raw_pixels(64)
     data = images(count)
     half, order = np.arange(0, count, 2), np.random.default_rng(0).permutation(count)
     cache.features(backbone, None, data.take(half))
