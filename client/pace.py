@@ -1,4 +1,4 @@
-"""How often a node looks for messages: several times a second during a run, once a second when nobody asks for long.
+"""How often a node looks for messages: several times a second during a run, once a second when nobody asks.
 
 Each look is a call that is signed, sent and answered; hundreds of idle nodes would keep a coordinator busy.
 """
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 ASKED_S, IDLE_S = 0.2, 1.0
-LINGER_S = 120.0
+LINGER_S = 10.0  # a round of a few nodes takes two or three seconds
 
 
 class Pace:

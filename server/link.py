@@ -39,6 +39,7 @@ from server.intake import SLACK_BYTES, take
 JOIN_TIMEOUT_S = 120.0
 MOST_WORDS = 300  # of a sentence about a reply: parts of it are the node's
 POLL_S = 0.1
+REAL_POLL_S = 0.25  # each look at a real node's reply is a request to the SuperLink, which has others to serve
 LATE_S = 30.0
 AT_ONCE = 1024
 
@@ -281,7 +282,7 @@ class Link:
             if time.monotonic() > deadline:
                 return
             if waiting:
-                time.sleep(POLL_S)
+                time.sleep(POLL_S if self.named is None else REAL_POLL_S)
 
     def _come(
         self, waiting: Mapping[str, Message], most_bytes: int, deadline: float
