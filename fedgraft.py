@@ -14,13 +14,16 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036 (older ones get this far in a checkout, and deserve a sentence)
     sys.exit(f"fedgraft needs Python 3.11 or newer, this is {sys.version.split()[0]}; install a newer one")
 
+import atexit
 import difflib
 import importlib
 import json
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import click
 import typer
@@ -184,6 +187,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def console() -> NoReturn:
+    """Run this process's command line and end the process at once.
+
+    Python would first take apart all that was imported, for one to two seconds where torch is part of it.
+    """
+    status = main()
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
 def _load(name: str, lazy: LazyCommand) -> click.Command:
     """Import a sub-command and give its help the example."""
     module, _, attribute = lazy.target.partition(":")
@@ -214,4 +231,4 @@ def _refuse(error: FederationError, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -147,8 +146,11 @@ def _refuse_statistics(head: nn.Module) -> None:
     for module in head.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             found.add(f"{type(module).__name__} without running statistics")
-        validator = ModuleValidator.VALIDATORS.get(type(module))
-        if isinstance(module, _NormBase) and validator and any(value.requires_grad for value in module.parameters()):
+        if not isinstance(module, _NormBase) or not any(value.requires_grad for value in module.parameters()):
+            continue
+        from opacus.validators import ModuleValidator  # two seconds of imports, which few heads need
+
+        if validator := ModuleValidator.VALIDATORS.get(type(module)):
             found |= {str(error).strip() for error in validator(module)}
     if found:
         raise PrivacyError(

@@ -21,8 +21,6 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from common.errors import ProtocolError
 from common.message_objects import message_from_objects
 
-http_grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
-
 SLACK_BYTES = 1 << 20
 """What a reply may have beside its numbers."""
 SHORTEST_S = 5.0
@@ -77,6 +75,8 @@ def _guarded(most_bytes: int, timeout_s: float) -> Iterator[list[ProtocolError]]
     """Put our own reading of objects into Flower's grid (flwr is pinned for it) for one reply."""
     refused: list[ProtocolError] = []
     made: dict[str, Message] = {}
+    # imported where real nodes are asked: with it comes what a SuperLink's database needs, most of a second
+    http_grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
     pull, inflate = http_grid.pull_objects, http_grid.inflate_object_from_contents
 
     def pull_some(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
