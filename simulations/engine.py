@@ -238,7 +238,7 @@ def run_in_process(
     with ExitStack() as stack:
         stack.enter_context(task_identity())
         stack.enter_context(threads(1))
-        stack.enter_context(_all_kept())
+        stack.enter_context(all_kept())
         ledgers = stack.enter_context(OpenLedgers(room_for_files()))
         grid = InProcessGrid(client.app.app, config, partitions, run_folder, ledgers, workers)
         stack.enter_context(grid)
@@ -253,7 +253,7 @@ def run_in_process(
 
 
 @contextmanager
-def _all_kept() -> Iterator[None]:
+def all_kept() -> Iterator[None]:
     """Keep Python from looking, time and again, for garbage in what was loaded before."""
     gc.freeze()
     try:

@@ -48,7 +48,7 @@ from server.coordinator import Proposal, propose
 from server.link import Link
 from server.run_folder import run_identity
 from simulations import preflight
-from simulations.engine import InProcessGrid, task_identity
+from simulations.engine import InProcessGrid, all_kept, task_identity
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits.toml"
 RECORDS = 20
@@ -141,6 +141,7 @@ def playing(config: RunConfig, folder: Path, nodes: int) -> Iterator[Callable[[]
     """Yield what plays the next round of a run with its apps, engine, ledgers and checkpoints, in this process."""
     with ExitStack() as stack:
         stack.enter_context(task_identity())
+        stack.enter_context(all_kept())
         ledgers = stack.enter_context(OpenLedgers(room_for_files()))
         grid = stack.enter_context(InProcessGrid(client.app.app, config, range(nodes), folder, ledgers))
         proposal = propose(config, run_identity(folder))
