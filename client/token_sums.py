@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.clipping import ClippedSum, clip_factors, unreduced
+from client.slopes import softmax
 from common.metrics import IGNORED
 from common.tasks import PerUnitLoss, span_loss, token_loss
 from common.token_heads import PADDING_LOGIT, TokenLinear
@@ -110,21 +111,15 @@ def _tag_slopes(logits: Floats, tags: NDArray[np.int64]) -> Floats:
     tagged = tags != IGNORED
     right = tags[..., None] == np.arange(logits.shape[2])
     shares = tagged / tagged.sum(axis=1, keepdims=True)
-    slopes: Floats = np.where(tagged[..., None], _softmax(logits, 2) - right, 0.0) * shares[..., None]
+    slopes: Floats = np.where(tagged[..., None], softmax(logits, 2) - right, 0.0) * shares[..., None]
     return slopes
 
 
 def _span_slopes(logits: Floats, ends: NDArray[np.int64]) -> Floats:
     """Slopes of ``span_loss``."""
     right = np.arange(logits.shape[1])[:, None] == ends[:, None, :]  # (B, n, 2)
-    slopes: Floats = (_softmax(logits, 1) - right) / 2
+    slopes: Floats = (softmax(logits, 1) - right) / 2
     return slopes
-
-
-def _softmax(logits: Floats, axis: int) -> Floats:
-    powers: Floats = np.exp(logits - logits.max(axis=axis, keepdims=True))
-    powers /= powers.sum(axis=axis, keepdims=True)
-    return powers
 
 
 _KNOWN: dict[PerUnitLoss, Callable[[Floats, NDArray[np.int64]], Floats]] = {

@@ -69,7 +69,8 @@ class FeaturePass:
     def _has_kernels(self) -> bool:
         if self.device.type != "cpu":
             return False
-        return self.precision == "float32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # another torch may not say
+        return self.precision == "float32" or (supported is not None and bool(supported()))
 
     @torch.inference_mode()
     def features(self, inputs: Activations) -> Tensor:
