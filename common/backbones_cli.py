@@ -177,10 +177,14 @@ def _sizes(backbone: Backbone) -> dict[str, int]:
 
 
 def _tell(folder: Path, facts: Any, as_json: bool) -> None:
-    """Print what a package is."""
+    """Print what a package is, and in which precision its features are computed here, which is measured once."""
+    from common.backbones.package import load
+    from common.precision import resolve
+
     size = sum(path.stat().st_size for path in folder.iterdir())
+    precision = resolve("auto", load(f"package/{folder}"), None)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "bytes": size, **facts.model_dump()}))
+        typer.echo(json.dumps({"folder": str(folder), "bytes": size, "precision": precision, **facts.model_dump()}))
         return
     rows = {
         "package": f"package/{folder}",
@@ -190,6 +194,7 @@ def _tell(folder: Path, facts: Any, as_json: bool) -> None:
         "trained on": facts.trained_on,
         "licence": facts.licence,
         "size": f"{size / 1e6:,.1f} MB",
+        "precision": f"{precision} on this machine",
         "digest": facts.digest,
     }
     for name, value in rows.items():

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import durable
 from common.backbones.backbone import Backbone
@@ -62,11 +62,43 @@ def computes_bfloat16() -> bool:
 
 
 def operations(backbone: Backbone, cut: str) -> int:
-    """Floating-point operations of the trunk for one record."""
+    """Floating-point operations of the trunk for one record, in convolutions and matrix products; two a product."""
     preprocessing = backbone.preprocessing
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = _Counter()
+    with torch.no_grad(), counter:
         Trunk(backbone, cut)(preprocessing(preprocessing.blank()))
-    return int(counter.get_total_flops())
+    return 2 * counter.products
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts products; PyTorch's own counter would do, but imports a compiler for it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.products: int = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the compiler is imported, in order not to be used
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.products += _products(func, args, found)
+        return found
+
+
+def _products(func: Any, args: Sequence[Any], found: Any) -> int:
+    """Products in one of PyTorch's operators, of these arguments and with this result."""
+    name = func.overloadpacket.__name__
+    if name == "convolution":
+        inputs, weight, transposed = args[0], args[1], args[6]
+        return int((inputs if transposed else found).numel() * weight[0].numel())
+    if name in ("mm", "bmm", "addmm", "baddbmm"):
+        return int(found.numel() * args[-1].shape[-2])
+    if name.startswith("_scaled_dot_product"):
+        query, key, value = args[:3]
+        return int(query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+    return 0
 
 
 def bfloat16_deviation(backbone: Backbone, cut: str) -> float | None:
@@ -102,16 +134,12 @@ def _measure(backbone: Backbone, cut: str) -> float | None:
         records = made_up_records(backbone.preprocessing, EXAMPLES)
         if records is None:
             return None
-        exact, found = (_features(FeaturePass(backbone, cut, precision), records) for precision in precisions)
+        prepared = backbone.preprocessing(records)
+        exact, found = (FeaturePass(backbone, cut, precision).features(prepared).double() for precision in precisions)
     except (ConfigError, RuntimeError, TypeError):  # a user's module that insists on float32, say
         return None
     largest = deviation(exact, found)
     return largest if largest < float("inf") else None
-
-
-def _features(ready: FeaturePass, records: Any) -> Tensor:
-    by_row = {int(row): values for rows, part in ready.run(records) for row, values in zip(rows, part, strict=True)}
-    return torch.stack([torch.from_numpy(by_row[row]).double() for row in range(len(by_row))])
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -126,6 +126,5 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 def _fill_with_zeros(layer: nn.Linear) -> None:
     """Give a layer on the device "meta" its memory; unlike torch's own start it draws nothing, from no generator."""
-    layer.to_empty(device="cpu")
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    layer.weight = nn.Parameter(torch.zeros(layer.weight.shape))
+    layer.bias = nn.Parameter(torch.zeros(layer.bias.shape))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError
+from common.importing import without_collecting
 
 ENGINES = ("inprocess", "ray")
 
@@ -47,17 +48,22 @@ def simulate(
         )
     if config is None and resume is None:
         raise ConfigError("expected a configuration file or --resume FOLDER, got neither; see the example in --help")
-    from common.config import load_config  # the help must not wait for torch
-    from simulations import session
+    from common.config import load_config  # the help must not wait for it, and this not for torch
+    from simulations.aside import aside
 
     changes = [*(overrides or []), *([] if baselines is None else [f'evaluation.baselines="{baselines}"'])]
-    with session.quiet():
-        if resume is not None:
-            folder, result = resume, session.resume(config, resume, changes, engine)
-        else:
-            assert config is not None
-            folder = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-            result = session.start(load_config(config, changes), folder, seeds, engine)
+    chosen = None if config is None or resume is not None else load_config(config, changes)
+    with aside(chosen) as report:
+        with without_collecting():
+            from simulations import session
+        with session.quiet():
+            if chosen is None:
+                assert resume is not None
+                folder, result = resume, session.resume(config, resume, changes, engine, report)
+            else:
+                assert config is not None
+                folder = out or Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+                result = session.start(chosen, folder, seeds, engine, report)
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))
     else:

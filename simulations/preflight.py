@@ -14,7 +14,7 @@ from common.data.federation import Federation, assemble, source_features
 from common.errors import ConfigError
 from common.features import Progress, cached_backbone, default_cache, first_not_finite
 from server.aggregation import build_strategy
-from server.coordinator import Proposal, model_spec, propose
+from server.coordinator import Proposal, model_spec, offer_of, propose
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def check(config: RunConfig, progress: Progress | None = None) -> Preflight:
     began = time.perf_counter()
     federation = assemble(config)
     model = model_spec(config, federation.data)
+    offer_of(config, "preflight", federation)  # a promise that cannot be kept is refused before an hour of computing
     default_cache().features(
         cached_backbone(model.backbone), model.cut, federation.data, progress, precision=model.precision
     )

@@ -22,7 +22,6 @@ from simulations.baselines import World, run_baselines
 from simulations.engine import run_in_process
 from simulations.model_card import model_card
 from simulations.preflight import Preflight
-from simulations.report import write_report
 from simulations.result import Result, build_result, mean_result
 
 CONFIG, RESULT, ROUNDS, SEEDS = "config.toml", "result.json", "rounds.jsonl", "seeds.json"
@@ -43,7 +42,7 @@ class Watcher:
 
 
 def simulate(config: RunConfig, ready: Preflight, folder: Path, engine: str, watcher: Watcher) -> Result:
-    """Run, or continue, a federation in its run folder, and write its result, model and report.
+    """Run, or continue, a federation in its run folder, and write its result and model.
 
     Args:
         config: of the run.
@@ -76,7 +75,6 @@ def simulate(config: RunConfig, ready: Preflight, folder: Path, engine: str, wat
     )
     save_model(folder / "model", facts, final.head, model_card(result))
     durable.write_json(folder / RESULT, result)
-    write_report(folder)
     return result
 
 
@@ -171,10 +169,9 @@ def reopen_folder(folder: Path, config: RunConfig | None) -> RunConfig:
 
 
 def summarise_seeds(folder: Path, results: list[Result]) -> Result:
-    """Write the mean over the runs of several seeds, and one report over them."""
+    """Write the mean over the runs of several seeds."""
     result = mean_result(results)
     durable.write_json(folder / RESULT, result)
-    write_report(folder)
     return result
 
 

@@ -18,13 +18,16 @@ from common.errors import ConfigError
 from server.checkpoints import Line
 from simulations import preflight, run
 from simulations.baselines import check_baselines
+from simulations.report import write_report
 from simulations.report.terminal import result_table
 from simulations.result import Result
 
 LARGEST_SEED = 2**63 - 1
 
+Report = Callable[[Path], Path]
 
-def start(config: RunConfig, folder: Path, seeds: int, engine: str) -> Result:
+
+def start(config: RunConfig, folder: Path, seeds: int, engine: str, report: Report = write_report) -> Result:
     """Run a new federation in a new folder.
 
     Args:
@@ -32,6 +35,8 @@ def start(config: RunConfig, folder: Path, seeds: int, engine: str) -> Result:
         folder: does not exist yet, or is empty.
         seeds: 1, or how many runs with seeds that count up, each in a folder of its own inside ``folder``.
         engine: ``"inprocess"`` or ``"ray"``.
+        report: writes the report on a finished run's folder.
+        report: writes the report on a finished run's folder.
 
     Raises:
         FederationError: before anything is written where the input is at fault.
@@ -43,11 +48,11 @@ def start(config: RunConfig, folder: Path, seeds: int, engine: str) -> Result:
         run.check_free(folder)  # again: another process may have been quicker
         run.open_folder(folder, config, [] if len(configs) == 1 else _seeds_of(configs))
         if len(configs) == 1:
-            return _simulate(config, ready[0], folder, engine)
-        return _all_seeds(configs, folder, engine)
+            return _simulate(config, ready[0], folder, engine, report)
+        return _all_seeds(configs, folder, engine, report)
 
 
-def resume(config: Path | None, folder: Path, changes: list[str], engine: str) -> Result:
+def resume(config: Path | None, folder: Path, changes: list[str], engine: str, report: Report = write_report) -> Result:
     """Continue the run in a folder, to the result it would have had undisturbed.
 
     Args:
@@ -55,6 +60,7 @@ def resume(config: Path | None, folder: Path, changes: list[str], engine: str) -
         folder: of the run.
         changes: overrides of ``config``.
         engine: ``"inprocess"`` or ``"ray"``.
+        report: writes the report on a finished run's folder.
 
     Raises:
         ConfigError: the configuration is not the one that the run was started with.
@@ -68,18 +74,20 @@ def resume(config: Path | None, folder: Path, changes: list[str], engine: str) -
     with run.alone_in(folder):
         if (folder / run.SEEDS).exists():
             count = len(json.loads((folder / run.SEEDS).read_text())["seeds"])
-            return _all_seeds(_with_seeds(own, count), folder, engine)
-        return _simulate(own, _preflight(own), folder, engine)
+            return _all_seeds(_with_seeds(own, count), folder, engine, report)
+        return _simulate(own, _preflight(own), folder, engine, report)
 
 
-def _all_seeds(configs: list[RunConfig], folder: Path, engine: str) -> Result:
+def _all_seeds(configs: list[RunConfig], folder: Path, engine: str, report: Report) -> Result:
     results = []
     for config in configs:
         place = folder / f"seed-{config.federation.seed}"
         if not (place / run.CONFIG).exists():
             run.open_folder(place, config)
-        results.append(_simulate(config, _preflight(config), place, engine))
-    return run.summarise_seeds(folder, results)
+        results.append(_simulate(config, _preflight(config), place, engine, report))
+    result = run.summarise_seeds(folder, results)
+    report(folder)
+    return result
 
 
 def _with_seeds(config: RunConfig, count: int) -> list[RunConfig]:
@@ -125,7 +133,7 @@ def _feature_bar(bars: Progress) -> Callable[[int, int], None]:
     return advance
 
 
-def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engine: str) -> Result:
+def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engine: str, report: Report) -> Result:
     with _node_log(folder), _bars() as bars:
         bars.console.print(_announcement(config, ready), highlight=False)
         rounds = bars.add_task("rounds", total=config.federation.rounds, note="")
@@ -138,7 +146,9 @@ def _simulate(config: RunConfig, ready: preflight.Preflight, folder: Path, engin
         def on_baseline(name: str, done: int, total: int) -> None:
             bars.update(worlds, description=name, completed=done, total=total, visible=True)
 
-        return run.simulate(config, ready, folder, engine, run.Watcher(on_round, on_baseline))
+        result = run.simulate(config, ready, folder, engine, run.Watcher(on_round, on_baseline))
+        report(folder)
+        return result
 
 
 def _announcement(config: RunConfig, ready: preflight.Preflight) -> str:

@@ -1,13 +1,15 @@
-"""Programs that compute nothing import nothing that computes: each would take seconds and half a gigabyte for it."""
+"""Programs import what they compute with and no more: each would take seconds and half a gigabyte for it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 HEAVY = ("torch", "scipy", "sklearn", "dp_accounting", "transformers", "torchvision", "opacus")
+NO_TORCH_NEEDED = ("scipy", "sklearn", "dp_accounting", "matplotlib", "opacus", "sqlalchemy", "torch._dynamo", "triton")
 LOOK = f"import sys; found = [name for name in {HEAVY} if name in sys.modules]; sys.exit(', '.join(found) or 0)"
 STARTING = "; ".join(
     (
@@ -49,6 +51,25 @@ def test_the_supernode_looks_at_an_update_without_torch():
 
 def test_an_import_that_computes_is_noticed():
     assert said_of("import common.wire, scipy") == (1, "scipy\n")
+
+
+def test_a_simulation_leaves_to_another_process_what_needs_no_torch(tmp_path):
+    """The accountant and what draws the report, a third of what there is to import, and PyTorch's compiler nobody."""
+    np.savez(
+        tmp_path / "d.npz",
+        images=np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8),
+        labels=np.arange(60) % 3,
+    )
+    (tmp_path / "c.toml").write_text(
+        'federation = {nodes = 2, rounds = 2, seed = 0}\ndata = {source = "d.npz"}\nmodel = {backbone = '
+        '"torchvision/resnet18:32@random-0"}\nprivacy = {epsilon = 8.0, delta = 1e-3, sampling_rate = 0.5, '
+        'clipping_norm = 1.0, unit = "record", trust = "local"}\n'
+    )
+    run = ["simulate", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run"), "--baselines", "none"]
+    code = f"import fedgraft; fedgraft.main({run})\n{LOOK.replace(str(HEAVY), str(NO_TORCH_NEEDED))}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def said_of(code: str) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common.backbones.backbone import Backbone, backbone_digest, freeze
 from common.backbones.centring import centred, stage_tensors
 from common.backbones.preprocessing import ImagePreprocessing
+from common.backbones.torchvision_models import models
 from common.backbones.torchvision_stages import Stages, divide, is_divisible
 from common.backbones.weight_files import lay_into, read_state
 from common.errors import ConfigError
@@ -110,9 +111,8 @@ def rebuild(
 
 def model_names() -> tuple[str, ...]:
     """Every model that can be a backbone."""
-    from torchvision import models
-
-    return tuple(name for name in models.list_models(module=models) if is_divisible(name))
+    known = models()
+    return tuple(name for name in known.list_models(module=known) if is_divisible(name))
 
 
 def build(recipe: Recipe, seed: int = 0) -> nn.Module:
@@ -121,12 +121,10 @@ def build(recipe: Recipe, seed: int = 0) -> nn.Module:
     Raises:
         ConfigError: the network cannot take images of that size.
     """
-    from torchvision import models
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            network: nn.Module = models.get_model(recipe.model, weights=None, **_options(recipe))
+            network: nn.Module = models().get_model(recipe.model, weights=None, **_options(recipe))
         except (AssertionError, ValueError) as error:
             raise _wrong_size(recipe) from error
     return freeze(network)
@@ -172,15 +170,13 @@ def _recipe(model: str, weights: str | None, size: int | None) -> Recipe:
 
 
 def _weights_of(model: str) -> Any:
-    from torchvision import models
-
     names = model_names()
     if model not in names:
         near = difflib.get_close_matches(model, names, n=1)
         hint = f"did you mean {near[0]}?" if near else "choose one of them"
-        why = "is no row of stages that ends in one vector" if model in models.list_models() else "is unknown"
+        why = "is no row of stages that ends in one vector" if model in models().list_models() else "is unknown"
         raise ConfigError(f"torchvision/{model} {why}; models that can be backbones are {', '.join(names)}; {hint}")
-    return models.get_model_weights(model)
+    return models().get_model_weights(model)
 
 
 def _preprocessing(recipe: Recipe) -> ImagePreprocessing:
@@ -229,10 +225,8 @@ def _fill(network: nn.Module, recipe: Recipe, state: dict[str, Tensor], origin: 
     if recipe.model.startswith("densenet"):
         _rename(state)
     if recipe.model.startswith("vit_") and "encoder.pos_embedding" in state:
-        from torchvision.models.vision_transformer import interpolate_embeddings
-
         patch = int(recipe.model.rpartition("_")[2])
-        state = interpolate_embeddings(recipe.size, patch, state)
+        state = models().vision_transformer.interpolate_embeddings(recipe.size, patch, state)
     lay_into(network, state, origin=origin, unused=(*_classifier_names(network), *_AUXILIARY))
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import ConfigError
+from common.privacy.known import keep
 from common.privacy.plan import NOISE_RANGE, PrivacyTerms
 
 Accountant = Literal["PLD", "RDP (adaptive)"]
@@ -116,7 +117,7 @@ def epsilon_pld(events: Sequence[Event], delta: float) -> float:
     return _epsilon_pld(group_events(events), delta)
 
 
-@lru_cache(maxsize=4096)
+@keep
 def _epsilon_pld(grouped: tuple[Event, ...], delta: float) -> float:
     if any(event.noise_multiplier <= 0 for event in grouped):
         return math.inf
@@ -208,7 +209,7 @@ def epsilon_after(terms: PrivacyTerms, rounds: int) -> float:
     return _rounds_epsilon(terms, points[bisect_left(points, rounds)])
 
 
-@lru_cache(maxsize=256)
+@keep
 def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
     """Find the least noise that keeps ``steps`` steps within ``epsilon``.
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.durable import write_bytes
-from simulations.report.page import page
 from simulations.report.results import read_run
-from simulations.report.svg import theme
 
 __all__ = ["write_report"]
 
@@ -29,6 +27,9 @@ def write_report(run_folder: Path) -> Path:
     Raises:
         ConfigError: there is no readable ``result.json``, or the report cannot be written.
     """
+    from simulations.report.page import page  # here: Matplotlib takes long to import, and is needed last
+    from simulations.report.svg import theme
+
     run = read_run(run_folder)
     with theme():
         text = page(run)

@@ -93,6 +93,24 @@ def test_scores_are_those_of_scikit_learn(task: str) -> None:
         assert scores.accuracy == found["exact_match"]
 
 
+def test_ties_and_absent_classes_count_as_they_do_in_scikit_learn() -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(40):
+        count, classes = int(generator.integers(2, 60)), int(generator.integers(2, 5))
+        logits = torch.from_numpy(generator.normal(size=(count, classes)).round(1))
+        targets = torch.from_numpy(generator.integers(0, classes, count))
+        predicted, labels = logits.argmax(dim=1), np.unique(targets)
+        options = {"average": "macro", "zero_division": 0}
+        found = TASKS["classification"].metrics(logits, targets, tuple("abcde"[:classes]))
+        assert found["macro_f1"] == pytest.approx(f1_score(targets, predicted, labels=labels, **options))
+        several = torch.from_numpy(generator.integers(0, 2, (count, classes))).float()
+        found = TASKS["multilabel"].metrics(logits, several, tuple("abcde"[:classes]))
+        assert found["macro_f1"] == pytest.approx(f1_score(several > 0.5, logits > 0, **options))
+        both = [column for column in range(classes) if several[:, column].unique().numel() == 2]
+        wanted = [roc_auc_score(several[:, column], logits[:, column]) for column in both]
+        assert found["auroc"] == (pytest.approx(np.mean(wanted)) if wanted else None)
+
+
 def test_metrics_of_a_class_without_records_are_left_out() -> None:
     logits, targets = torch.randn(5, 2), torch.zeros(5, dtype=torch.int64)
     assert TASKS["classification"].score(nn.Identity(), logits, targets).metrics(("a", "b"))["auroc"] is None

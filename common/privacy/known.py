@@ -1,0 +1,55 @@
+"""What the accountant has worked out, by function and arguments; perhaps in another process of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
+Question = tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]
+Answers = dict[Question, float]
+
+MOST = 8192
+
+_answers: Answers = {}
+_expected: list[Callable[[], Answers]] = []
+
+
+def keep(function: Callable[P, float]) -> Callable[P, float]:
+    """Have a function's answers kept, the newest ``MOST`` of all; what it raises is not."""
+
+    @wraps(function)
+    def answer(*args: P.args, **kwargs: P.kwargs) -> float:
+        question = (function.__qualname__, args, tuple(sorted(kwargs.items())))
+        while question not in _answers and _expected:
+            _answers.update(_expected.pop(0)())
+        value = _answers.get(question)
+        if value is None:
+            value = function(*args, **kwargs)
+            for oldest in list(_answers)[: len(_answers) + 1 - MOST]:
+                _answers.pop(oldest, None)
+            _answers[question] = value
+        return value
+
+    return answer
+
+
+def answers() -> Answers:
+    """All that is known in this process."""
+    return dict(_answers)
+
+
+def expect(others: Callable[[], Answers]) -> None:
+    """Ask another process before anything is worked out here that is not known.
+
+    Args:
+        others: waits for the answers of that process, which computes them with the same functions; empty where it
+            found none. Who is told of first is asked first, each once.
+    """
+    _expected.append(others)
+
+
+def expect_nothing() -> None:
+    """Ask no other process any more."""
+    _expected.clear()
