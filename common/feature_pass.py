@@ -6,8 +6,9 @@ records are prepared while others pass the network, and the bits of a feature do
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Literal
 
@@ -30,6 +31,7 @@ Precision = Literal["float32", "bfloat16"]
 MOST_RECORDS, FEWEST_RECORDS, TEXTS = 64, 8, 16  # of a batch
 INPUT_BYTES = 3 * 2**20  # of a batch: what becomes of it in the network must fit a core's share of the cache
 EXAMPLES = 2  # made-up records that folding and fusing are tried out on
+BATCHES_AHEAD = 3  # that a worker may be given before the first of them is taken
 WORTH_FUSING = 1_000_000  # parameters; with fewer it takes longer to fuse than thousands of records gain by it
 
 Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -99,9 +101,14 @@ class FeaturePass:
                 spare.put(trunk)
 
         with threads(1):  # which the workers inherit
-            pool = ThreadPoolExecutor(workers)
+            pool, waiting = ThreadPoolExecutor(workers), deque[Future[Batch]]()
             try:
-                yield from pool.map(compute, self._batches(inputs))
+                for rows in self._batches(inputs):
+                    waiting.append(pool.submit(compute, rows))
+                    if len(waiting) > BATCHES_AHEAD * workers:  # not all of them, where nobody takes them as fast
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
 

@@ -6,16 +6,13 @@ cores share what a run waits for at its ends. Nothing depends on it: without it 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,10 @@ from common.config import RunConfig
 from common.errors import FederationError
 from common.importing import without_collecting
 from common.privacy import known
+from simulations.forked import belong_to
 from simulations.report import write_report
 
-PR_SET_PDEATHSIG = 1
+LAST_WORDS_S = 10.0  # for a report that is being written when nobody waits for it any more
 
 
 @contextmanager
@@ -41,20 +39,14 @@ def aside(config: RunConfig | None) -> Iterator[Callable[[Path], Path]]:
     if not worth_it():
         yield write_report
         return
-    others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"), _begin, (os.getpid(),))
-    asked = [pool.submit(work, config) for work in (_noise, _table) if config is not None]
-    for each in asked:
-        known.expect(_answers(each))
-    begun: list[Future[Any]] = [*asked, pool.submit(_prepare_report)]
-    (process,) = set(multiprocessing.active_children()) - set(others)
+    other = _Other(config)
+    for _ in range(other.unheard):
+        known.expect(other.answers)
     try:
-        yield lambda folder: _report(pool, folder)
+        yield other.report
     finally:
         known.expect_nothing()
-        pool.shutdown(wait=False, cancel_futures=True)
-        if not all(each.done() for each in begun):  # nobody waits any more for what it is importing
-            process.kill()
+        other.end()
 
 
 def worth_it() -> bool:
@@ -62,16 +54,79 @@ def worth_it() -> bool:
     return sys.platform == "linux" and "torch" not in sys.modules and len(os.sched_getaffinity(0)) > 1
 
 
-def _begin(parent: int) -> None:
-    """Over there: end with the process that forked, and leave Ctrl-C to it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it has ended already
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Other:
+    """The other process. What was asked of it last is told last, and where it has been killed nothing is.
+
+    Attributes:
+        unheard: answers of the accountant that have not been taken yet.
+    """
+
+    def __init__(self, config: RunConfig | None) -> None:
+        """Fork."""
+        context = multiprocessing.get_context("fork")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(config, there, self._here, os.getpid()), daemon=True)
+        self._process.start()
+        there.close()
+        self.unheard, self._writes = 0 if config is None else len(AHEAD), False
+
+    def answers(self) -> known.Answers:
+        """What the accountant said over there."""
+        self.unheard -= 1
+        try:
+            found: known.Answers = self._here.recv()
+        except (EOFError, OSError):
+            return {}
+        return found
+
+    def report(self, folder: Path) -> Path:
+        """Have a report written; errors as in ``write_report``."""
+        while self.unheard:
+            self.answers()
+        try:
+            self._here.send(folder)
+            self._writes = True
+            said: Path | FederationError | None = self._here.recv()
+        except (EOFError, OSError):  # somebody has killed it
+            said = None
+        self._writes = False
+        if isinstance(said, FederationError):
+            raise said
+        return said or write_report(folder)
+
+    def end(self) -> None:
+        """End it, at once unless it is writing."""
+        if self._writes:
+            with suppress(OSError):
+                self._here.poll(LAST_WORDS_S)
+        self._process.kill()
+        self._process.join()
+        self._here.close()
+
+
+def _serve(config: RunConfig | None, there: Connection, here: Connection, parent: int) -> None:
+    """Over there: work ahead, then write reports until the other end closes."""
+    belong_to(parent)
+    here.close()
     warnings.simplefilter("ignore")
+    with suppress(EOFError, OSError):
+        if config is not None:
+            for work in AHEAD:
+                there.send(_tried(work, config))
+        with without_collecting():
+            import simulations.report.page  # noqa: F401  (what draws)
+        while True:
+            there.send(_report(there.recv()))
 
 
-def _noise(config: RunConfig) -> known.Answers:
+def _tried(work: Callable[[RunConfig], None], config: RunConfig) -> known.Answers:
+    """Over there: what is known after some work; what is refused here is refused by the simulation, in its place."""
+    with suppress(Exception):
+        work(config)
+    return known.answers()
+
+
+def _noise(config: RunConfig) -> None:
     """Over there: work out the noise that the run's promise takes."""
     with without_collecting():
         from common.privacy.hospitals import noise_multiplier_across
@@ -80,10 +135,9 @@ def _noise(config: RunConfig) -> known.Answers:
         noise_multiplier_across(
             privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, privacy.trust, privacy.most_hospitals
         )
-    return known.answers()
 
 
-def _table(config: RunConfig) -> known.Answers:
+def _table(config: RunConfig) -> None:
     """Over there: work out what each round costs."""
     from common.privacy.accountant import epsilon_by_round, noise_multiplier_for
     from common.privacy.plan import PrivacyTerms
@@ -94,27 +148,15 @@ def _table(config: RunConfig) -> known.Answers:
         epsilon_by_round(
             PrivacyTerms("record", "local", privacy.sampling_rate, rounds, local_steps, 1.0, sigma, privacy.delta)
         )
-    return known.answers()
 
 
-def _prepare_report() -> None:
-    """Over there: import what draws."""
-    with without_collecting():
-        import simulations.report.page  # noqa: F401
-
-
-def _answers(asked: Future[known.Answers]) -> Callable[[], known.Answers]:
-    def answers() -> known.Answers:
-        try:
-            return asked.result()
-        except (FederationError, BrokenProcessPool):
-            return {}  # what was refused there is refused here, in its place
-
-    return answers
-
-
-def _report(pool: ProcessPoolExecutor, folder: Path) -> Path:
+def _report(folder: Path) -> Path | FederationError | None:
     try:
-        return pool.submit(write_report, folder).result()
-    except BrokenProcessPool:  # somebody has killed it
         return write_report(folder)
+    except FederationError as error:
+        return error
+    except Exception:  # a mistake of ours, which is to be seen where the report was asked for
+        return None
+
+
+AHEAD: tuple[Callable[[RunConfig], Any], ...] = (_noise, _table)

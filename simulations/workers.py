@@ -7,10 +7,8 @@ name and the round alone, so that it does not matter who plays it.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,8 +19,8 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from common.errors import FederationError
+from simulations.forked import belong_to
 
-PR_SET_PDEATHSIG = 1
 WORTH_A_WORKER = 400  # local steps of nodes; forking a worker takes about as long as fifty, and costs memory
 NODES_A_WORKER = 4  # at least
 END_TIMEOUT_S = 10.0
@@ -56,7 +54,9 @@ class Worker:
         context = multiprocessing.get_context("fork")
         self._here, there = context.Pipe()
         inherited = [self._here, *(other._here for other in others)]
-        self._process: BaseProcess = context.Process(target=_serve, args=(play, end, there, inherited), daemon=True)
+        self._process: BaseProcess = context.Process(
+            target=_serve, args=(play, end, there, inherited, os.getpid()), daemon=True
+        )
         with warnings.catch_warnings():  # newer Pythons warn of threads; those that there are only follow a log
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process.start()
@@ -101,11 +101,11 @@ class Worker:
         )
 
 
-def _serve(play: Play, end: Callable[[], None], there: Connection, inherited: Sequence[Connection]) -> None:
+def _serve(
+    play: Play, end: Callable[[], None], there: Connection, inherited: Sequence[Connection], parent: int
+) -> None:
     """Play what comes until the other end closes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other end, which closes
+    belong_to(parent)
     for connection in inherited:
         connection.close()
     with suppress(EOFError, OSError):

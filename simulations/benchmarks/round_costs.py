@@ -52,7 +52,7 @@ from simulations.engine import InProcessGrid, all_kept, task_identity
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits.toml"
 RECORDS = 20
-SIZES = (10, 100, 1000)
+SIZES = (10, 100, 1000, 10_000)
 NODES_A_SIZE = 4000  # rounds of all sizes play about so many nodes, and nine rounds at most
 STAGES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("clipped sum", client.training, ("clipped_sums",)),
@@ -93,7 +93,7 @@ class Cost:
 
 
 def main() -> None:
-    """Print the table for 10, 100 and 1,000 nodes."""
+    """Print the table for 10 to 10,000 nodes."""
     show({nodes: measure(nodes) for nodes in SIZES})
 
 

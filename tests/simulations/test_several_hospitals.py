@@ -14,6 +14,7 @@ from common.config import RunConfig
 from simulations.audits.config_match import plan_differences
 from simulations.audits.ledger_history import AcceptedPlan
 from simulations.preflight import check
+from simulations.report import write_report
 from simulations.run import Watcher, simulate
 from tests.federations import small_config
 
@@ -46,7 +47,7 @@ def test_both_figures_are_stated_and_the_budget_is_the_patients(tmp_path: Path, 
     assert f"{privacy['epsilon_across_hospitals']:.3f} at the same delta" in " ".join(
         (tmp_path / "run" / "model" / "MODEL_CARD.md").read_text().split()
     )
-    assert "ε across hospitals" in (tmp_path / "run" / "report.html").read_text()
+    assert "ε across hospitals" in write_report(tmp_path / "run").read_text()
 
 
 def test_plans_of_one_hospital_say_nothing_of_it(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ NOTES = """\
 - Every program has the same images, nodes, rounds, expected batch, learning rate, clipping norm and noise multiplier, a
   linear classifier that starts at zero on the same frozen ResNet-18, and all cores. fedgraft's time holds the forward
   pass (its feature cache is empty each time), the ledgers, the checkpoints and the report; its backbone is packed once
-  before, as weights are fetched once.
+  before, as weights are fetched once, and packing measures whether bfloat16 will do for it.
 - fedgraft, Flower and FLARE draw Poisson batches and give ε for one image. pfl goes through each user's images in fixed
   batches, clips and noises the user's whole update with the same multiplier, once a round, so its ε is for a whole node
   and a number of rounds, not comparable with the others'; no gradient of a single image is clipped, which is less work.
