@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from common.privacy.plan import PrivacyTerms
 from simulations import aside
 from simulations.report import write_report
 from tests.processes import wait_until
+from tests.simulations import report_folders
 
 ROUNDS, STEPS = 3, 2
 CONFIG = f"""
@@ -28,13 +30,14 @@ training = {{local_steps = {STEPS}}}
 model = {{backbone = "embedded/glyph"}}
 privacy = {{epsilon = 8.0, delta = 1e-3, sampling_rate = 0.5, clipping_norm = "auto", unit = "record", trust = "local"}}
 """
+READ = 'load_config(Path("c.toml"), [])'
 BESIDE = """
 import json, os, signal, sys, psutil
 from pathlib import Path
 from common.config import load_config
 from simulations import aside
 
-with aside.aside(load_config(Path("c.toml"), [])) as report:
+with aside.aside(CONFIG) as report:
     (child,) = psutil.Process().children()
     print(child.pid, flush=True)
     DO
@@ -56,9 +59,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def beside(folder: Path, do: str) -> list[str]:
+def beside(folder: Path, do: str, config: str = READ) -> list[str]:
     """What a process prints that does this beside the other one; the other one has ended then."""
-    code = BESIDE.replace("    DO", do)
+    code = BESIDE.replace("    DO", do).replace("CONFIG", config)
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pid, *lines = done.stdout.splitlines()
@@ -79,32 +82,32 @@ def test_it_answers_what_the_accountant_would_say_here(folder: Path) -> None:
 
 
 def test_where_it_was_killed_this_process_works_by_itself(folder: Path) -> None:
-    killed = "    child.kill(); child.wait()\n"
+    killed = "    child.kill()\n"
     (line,) = beside(folder, f"{killed}{ASK}")
     answers, _, imported = line.rpartition(" ")
     assert json.loads(answers) == worked_out_here()
     assert imported == "True"
 
 
-def test_the_report_is_the_one_that_is_written_here(folder: Path) -> None:
-    run = folder / "run"
-    simulate = [sys.executable, "-m", "fedgraft", "simulate", "c.toml", "--out", str(run)]
-    subprocess.run(simulate, cwd=folder, capture_output=True, check=True)
-    written = (run / "report.html").read_bytes()
-    assert write_report(run).read_bytes() == written
-    for report in ("report(Path('run'))", "child.kill(); child.wait(); report(Path('run'))"):
-        (run / "report.html").unlink()
-        beside(folder, f"    {report}")
-        assert (run / "report.html").read_bytes() == written
+def test_reports_are_those_that_are_written_here(tmp_path: Path) -> None:
+    run = report_folders.ten_nodes(tmp_path / "run")
+    written = write_report(run).read_bytes()
+    (run / "report.html").unlink()
+    copied = shutil.copytree(run, tmp_path / "copied" / "run")
+    beside(tmp_path, "    report(Path('run')); child.kill(); report(Path('copied/run'))", config="None")
+    assert (run / "report.html").read_bytes() == written
+    assert (copied / "report.html").read_bytes() == written
 
 
 def test_a_report_that_cannot_be_written_is_refused_here(folder: Path) -> None:
-    (line,) = beside(folder, "    try: report(Path('nowhere'))\n    except Exception as error: print(repr(error))")
+    (line,) = beside(
+        folder, "    try: report(Path('nowhere'))\n    except Exception as error: print(repr(error))", "None"
+    )
     assert line.startswith("ConfigError(")
 
 
 def test_it_ends_with_the_process_that_forked_it(folder: Path) -> None:
-    code = BESIDE.replace("DO", "signal.pause()")
+    code = BESIDE.replace("DO", "signal.pause()").replace("CONFIG", "None")
     with subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
