@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ CLOSE_ENOUGH = 0.1  # of a record's norm, for each of the made-up records
 WORTH_IT = 100_000_000  # floating-point operations a record; fewer take about a millisecond in float32 as well
 EXAMPLES = 16
 
-_FORMAT = 2  # counts up when what is measured changes
+_FORMAT = 3  # counts up when what is measured changes
 
 
 def resolve(setting: Setting, backbone: Backbone, cut: str | None) -> Precision:
@@ -122,8 +123,9 @@ def bfloat16_deviation(backbone: Backbone, cut: str) -> float | None:
     kept = _read(path)
     if kept is None:
         kept = {"deviation": _measure(backbone, cut)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_json(path, kept)
+        with suppress(OSError, ConfigError):  # it is measured again where it cannot be kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            durable.write_json(path, kept)
     found: float | None = kept["deviation"]
     return found
 

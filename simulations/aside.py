@@ -6,6 +6,7 @@ cores share what a run waits for at its ends. Nothing depends on it: without it 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -20,10 +21,10 @@ from common.config import RunConfig
 from common.errors import FederationError
 from common.importing import without_collecting
 from common.privacy import known
-from simulations.forked import belong_to
+from simulations.forked import belong_to, not_interrupted
 from simulations.report import write_report
 
-LAST_WORDS_S = 10.0  # for a report that is being written when nobody waits for it any more
+LAST_WORDS_S = 5.0  # for a report that nobody waits for any more, and for its end
 
 
 @contextmanager
@@ -39,10 +40,14 @@ def aside(config: RunConfig | None) -> Iterator[Callable[[Path], Path]]:
     if not worth_it():
         yield write_report
         return
-    other = _Other(config)
-    for _ in range(other.unheard):
-        known.expect(other.answers)
     try:
+        other = _Other(config)
+    except OSError:  # no room for a process more
+        yield write_report
+        return
+    try:
+        for _ in range(other.unheard):
+            known.expect(other.answers)
         yield other.report
     finally:
         known.expect_nothing()
@@ -66,9 +71,10 @@ class _Other:
         context = multiprocessing.get_context("fork")
         self._here, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(config, there, self._here, os.getpid()), daemon=True)
-        self._process.start()
+        with not_interrupted():
+            self._process.start()
         there.close()
-        self.unheard, self._writes = 0 if config is None else len(AHEAD), False
+        self.unheard, self._state = 0 if config is None else len(AHEAD), "works ahead"
 
     def answers(self) -> known.Answers:
         """What the accountant said over there."""
@@ -85,29 +91,32 @@ class _Other:
             self.answers()
         try:
             self._here.send(folder)
-            self._writes = True
+            self._state = "writes"
             said: Path | FederationError | None = self._here.recv()
         except (EOFError, OSError):  # somebody has killed it
             said = None
-        self._writes = False
+        self._state = "waits"
         if isinstance(said, FederationError):
             raise said
         return said or write_report(folder)
 
     def end(self) -> None:
         """End it, at once unless it is writing."""
-        if self._writes:
+        if self._state == "writes":
             with suppress(OSError):
                 self._here.poll(LAST_WORDS_S)
+        self._here.close()
+        if self._state != "works ahead":
+            self._process.join(LAST_WORDS_S)
         self._process.kill()
         self._process.join()
-        self._here.close()
 
 
 def _serve(config: RunConfig | None, there: Connection, here: Connection, parent: int) -> None:
     """Over there: work ahead, then write reports until the other end closes."""
     belong_to(parent)
     here.close()
+    atexit._clear()  # what was to be done at the end of the other process, it will do
     warnings.simplefilter("ignore")
     with suppress(EOFError, OSError):
         if config is not None:
@@ -117,6 +126,7 @@ def _serve(config: RunConfig | None, there: Connection, here: Connection, parent
             import simulations.report.page  # noqa: F401  (what draws)
         while True:
             there.send(_report(there.recv()))
+    atexit._run_exitfuncs()  # Matplotlib may have a temporary folder
 
 
 def _tried(work: Callable[[RunConfig], None], config: RunConfig) -> known.Answers:

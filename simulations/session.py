@@ -36,7 +36,6 @@ def start(config: RunConfig, folder: Path, seeds: int, engine: str, report: Repo
         seeds: 1, or how many runs with seeds that count up, each in a folder of its own inside ``folder``.
         engine: ``"inprocess"`` or ``"ray"``.
         report: writes the report on a finished run's folder.
-        report: writes the report on a finished run's folder.
 
     Raises:
         FederationError: before anything is written where the input is at fault.

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from common.errors import FederationError
-from simulations.forked import belong_to
+from simulations.forked import belong_to, not_interrupted
 
 WORTH_A_WORKER = 400  # local steps of nodes; forking a worker takes about as long as fifty, and costs memory
 NODES_A_WORKER = 4  # at least
@@ -57,7 +57,10 @@ class Worker:
         self._process: BaseProcess = context.Process(
             target=_serve, args=(play, end, there, inherited, os.getpid()), daemon=True
         )
-        with warnings.catch_warnings():  # newer Pythons warn of threads; those that there are only follow a log
+        with (
+            not_interrupted(),
+            warnings.catch_warnings(),
+        ):  # newer Pythons warn of threads; those that there are only follow a log
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process.start()
         there.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
@@ -14,6 +16,7 @@ MOST = 8192
 
 _answers: Answers = {}
 _expected: list[Callable[[], Answers]] = []
+_asking = threading.Lock()
 
 
 def keep(function: Callable[P, float]) -> Callable[P, float]:
@@ -22,17 +25,23 @@ def keep(function: Callable[P, float]) -> Callable[P, float]:
     @wraps(function)
     def answer(*args: P.args, **kwargs: P.kwargs) -> float:
         question = (function.__qualname__, args, tuple(sorted(kwargs.items())))
-        while question not in _answers and _expected:
-            _answers.update(_expected.pop(0)())
+        with _asking:
+            while question not in _answers and _expected:
+                _remember(_expected.pop(0)())
         value = _answers.get(question)
         if value is None:
             value = function(*args, **kwargs)
-            for oldest in list(_answers)[: len(_answers) + 1 - MOST]:
-                _answers.pop(oldest, None)
-            _answers[question] = value
+            with _asking:
+                _remember({question: value})
         return value
 
     return answer
+
+
+def _remember(more: Answers) -> None:
+    _answers.update(more)
+    for oldest in list(itertools.islice(_answers, max(0, len(_answers) - MOST))):
+        del _answers[oldest]
 
 
 def answers() -> Answers:

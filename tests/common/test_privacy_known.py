@@ -51,6 +51,16 @@ def test_only_the_newest_answers_are_kept(half, asked, monkeypatch):
     assert asked == [1.0, 2.0, 3.0, 4.0, 1.0]
 
 
+def test_as_many_are_kept_as_may_be(half, monkeypatch):
+    monkeypatch.setattr(known, "MOST", 10)
+    for count in range(1, 10):
+        half(float(count))
+        assert len(known.answers()) == count
+    (name, _, nothing), *_ = known.answers()
+    known.expect(lambda: {(name, (float(value),), nothing): 0.0 for value in range(100, 105)})
+    assert (half(104.0), len(known.answers())) == (0.0, 10)
+
+
 def test_others_are_asked_in_their_order_and_only_for_what_is_not_known(half, asked):
     half(1.0)
     (question,) = known.answers()
