@@ -36,6 +36,7 @@ from common import wire
 from common.config import RunConfig, to_flat
 from common.grafting import threads
 from common.lockstep import Steps, together
+from common.privacy import known
 from simulations.workers import Worker, workers_for
 
 RUN_ID = 1
@@ -128,6 +129,7 @@ class InProcessGrid(Grid):
     def _fork(self) -> None:
         """Start the workers: late, so that they have all that was loaded, and with no ledger open in this process."""
         self._ledgers.close()
+        known.hear()
         while len(self._workers) < self._wanted:
             self._workers.append(Worker(self._play_serialised, self._ledgers.close, self._workers))
 

@@ -54,14 +54,18 @@ def test_an_import_that_computes_is_noticed():
 
 
 def test_a_simulation_leaves_to_another_process_what_needs_no_torch(tmp_path):
-    """The accountant and what draws the report, a third of what there is to import, and PyTorch's compiler nobody."""
+    """The accountant and what draws the report, a third of what there is to import; PyTorch's compiler is nobody's.
+
+    As many steps as here have a worker forked, beside the process for these.
+    """
     np.savez(
         tmp_path / "d.npz",
         images=np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8),
         labels=np.arange(60) % 3,
     )
     (tmp_path / "c.toml").write_text(
-        'federation = {nodes = 2, rounds = 2, seed = 0}\ndata = {source = "d.npz"}\nmodel = {backbone = '
+        "federation = {nodes = 8, rounds = 2, seed = 0}\ntraining = {local_steps = 25}\n"
+        'data = {source = "d.npz"}\nmodel = {backbone = '
         '"torchvision/resnet18:32@random-0"}\nprivacy = {epsilon = 8.0, delta = 1e-3, sampling_rate = 0.5, '
         'clipping_norm = 1.0, unit = "record", trust = "local"}\n'
     )

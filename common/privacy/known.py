@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from functools import wraps
@@ -59,6 +60,22 @@ def expect(others: Callable[[], Answers]) -> None:
     _expected.append(others)
 
 
+def hear() -> None:
+    """Take all that is expected; to be done before this process forks, as two cannot take the same answers."""
+    with _asking:
+        while _expected:
+            _remember(_expected.pop(0)())
+
+
 def expect_nothing() -> None:
     """Ask no other process any more."""
     _expected.clear()
+
+
+def _forked() -> None:
+    global _asking
+    _asking = threading.Lock()  # somebody over there may hold it
+    expect_nothing()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from common.errors import ConfigError
@@ -85,3 +87,16 @@ def test_nobody_is_asked_any_more(half, asked):
     known.expect(lambda: pytest.fail("nobody is there"))
     known.expect_nothing()
     assert (half(2.0), asked) == (1.0, [2.0])
+
+
+def test_all_is_heard_before_a_fork_and_a_forked_process_asks_nobody(half, asked):
+    half(1.0)
+    ((name, _, nothing),) = known.answers()
+    known.expect(lambda: {(name, (6.0,), nothing): 3.0})
+    known.hear()
+    known.expect(lambda: pytest.fail("not from over there"))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if (half(6.0), half(8.0)) == (3.0, 4.0) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (half(6.0), asked) == (3.0, [1.0])
