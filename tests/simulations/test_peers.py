@@ -133,7 +133,7 @@ def test_a_peer_that_cannot_be_installed_is_a_row_that_says_so(tmp_path, monkeyp
     monkeypatch.setattr(venv, "create", without_pip)
     monkeypatch.setattr(subprocess, "run", refused)
     made = peers.make_all({peer}, tmp_path / "envs")
-    program = peers.Program("Gone", peer, "gone.py")
+    program = peers.Program("Gone", peer, "gone.py", "gone")
     work = read("2x20x1@32")
     found = peers.run_peer(work, program, made[peer], tmp_path / "w.json", tmp_path, 1.0)
     assert found.problem == "could not be installed: ERROR: No matching distribution found for no-such-package==1"

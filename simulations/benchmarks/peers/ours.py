@@ -18,6 +18,7 @@ from simulations.benchmarks.peers.table import OURS, Row
 from simulations.benchmarks.peers.work import Work
 
 ROOT = Path(__file__).parents[3]
+IMPORTS = "fedgraft, simulations.aside, simulations.session, simulations.report.page, dp_accounting, torchvision"
 
 
 def run(work: Work, folder: Path, limit_s: float) -> Row:
@@ -39,6 +40,7 @@ def run(work: Work, folder: Path, limit_s: float) -> Row:
         return Row(work.name, OURS, problem=f"could not pack the backbone: {packed.stderr.strip()[-200:]}")
     config.write_text(tomli_w.dumps(configuration(work, folder / f"{work.name}.npz", package)), encoding="utf-8")
     simulate = [*fedgraft, "simulate", str(config), "--out", str(out), "--baselines", "none"]
+    measure([sys.executable, "-c", f"import {IMPORTS}"], surroundings, limit_s)
     measured = measure(simulate, surroundings, limit_s)
     if measured.status is None:
         return Row(work.name, OURS, problem=f"stopped after {limit_s:.0f} s", at_least_s=limit_s)
