@@ -1,4 +1,4 @@
-"""Metrics beside accuracy; F1 and AUROC are scikit-learn's, which takes longer to import than a run has to wait."""
+"""Metrics beside accuracy; F1 and AUROC as scikit-learn has them, but without importing it, which takes a second."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def macro_f1(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
 
     Args:
         truth: shape (N, K), whether a record is of a kind.
-        predicted: the same as predicted.
+        predicted: shape (N, K), whether it was taken for one.
     """
     both, either = (truth & predicted).sum(axis=0), truth.sum(axis=0) + predicted.sum(axis=0)
     return float(np.mean(2 * both / np.maximum(either, 1)))
@@ -120,6 +120,8 @@ def auroc(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
     Args:
         positive: shape (N,), both kinds among them.
         scores: shape (N,), finite.
+
+    Source: Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747.
     """
     _, place, tied = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = np.cumsum(tied) - (tied - 1) / 2

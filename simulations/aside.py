@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from common.config import RunConfig
 from common.errors import FederationError
@@ -60,7 +59,7 @@ def worth_it() -> bool:
 
 
 class _Other:
-    """The other process. What was asked of it last is told last, and where it has been killed nothing is.
+    """The other process. It answers in the order in which it works; one that has been killed knows nothing.
 
     Attributes:
         unheard: answers of the accountant that have not been taken yet.
@@ -138,25 +137,29 @@ def _tried(work: Callable[[RunConfig], None], config: RunConfig) -> known.Answer
 
 def _noise(config: RunConfig) -> None:
     """Over there: work out the noise that the run's promise takes."""
-    with without_collecting():
-        from common.privacy.hospitals import noise_multiplier_across
-
-        privacy, steps = config.privacy, config.federation.rounds * config.training.local_steps
-        noise_multiplier_across(
-            privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, privacy.trust, privacy.most_hospitals
-        )
+    _noise_multiplier(config)
 
 
 def _table(config: RunConfig) -> None:
     """Over there: work out what each round costs."""
-    from common.privacy.accountant import epsilon_by_round, noise_multiplier_for
+    from common.privacy.accountant import epsilon_by_round
     from common.privacy.plan import PrivacyTerms
 
     privacy, rounds, local_steps = config.privacy, config.federation.rounds, config.training.local_steps
     if privacy.trust == "local":
-        sigma = noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sampling_rate, rounds * local_steps)
+        sigma = _noise_multiplier(config)
         epsilon_by_round(
             PrivacyTerms("record", "local", privacy.sampling_rate, rounds, local_steps, 1.0, sigma, privacy.delta)
+        )
+
+
+def _noise_multiplier(config: RunConfig) -> float:
+    with without_collecting():
+        from common.privacy.hospitals import noise_multiplier_across
+
+        privacy, steps = config.privacy, config.federation.rounds * config.training.local_steps
+        return noise_multiplier_across(
+            privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, privacy.trust, privacy.most_hospitals
         )
 
 
@@ -169,4 +172,4 @@ def _report(folder: Path) -> Path | FederationError | None:
         return None
 
 
-AHEAD: tuple[Callable[[RunConfig], Any], ...] = (_noise, _table)
+AHEAD: tuple[Callable[[RunConfig], None], ...] = (_noise, _table)

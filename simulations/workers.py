@@ -57,10 +57,8 @@ class Worker:
         self._process: BaseProcess = context.Process(
             target=_serve, args=(play, end, there, inherited, os.getpid()), daemon=True
         )
-        with (
-            not_interrupted(),
-            warnings.catch_warnings(),
-        ):  # newer Pythons warn of threads; those that there are only follow a log
+        # newer Pythons warn of threads; those that there are only follow a log
+        with not_interrupted(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process.start()
         there.close()

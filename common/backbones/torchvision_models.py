@@ -23,10 +23,8 @@ def models() -> Any:
     """The module ``torchvision.models``."""
     with without_collecting():
         if "torchvision" not in sys.modules and COMPILER not in sys.modules:
-            with (
-                _asked_later(),
-                suppress(ImportError, AttributeError),
-            ):  # a torchvision that asks for more gets it below
+            # a torchvision that asks for more gets it below
+            with _asked_later(), suppress(ImportError, AttributeError):
                 importlib.import_module("torchvision")
         return importlib.import_module("torchvision.models")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,15 @@ from common.backbones.controls import load_reference, raw_pixels
 from common.backbones.preprocessing import ImagePreprocessing
 from common.data.local import LocalData
 from common.errors import ConfigError
-from common.feature_pass import FEWEST_RECORDS, MOST_RECORDS, TEXTS, FeaturePass, Precision, batch_size
+from common.feature_pass import (
+    BATCHES_AHEAD,
+    FEWEST_RECORDS,
+    MOST_RECORDS,
+    TEXTS,
+    FeaturePass,
+    Precision,
+    batch_size,
+)
 from common.features import FeatureCache, address, extract
 from common.folding import deviation, fold_norms, largest_deviation
 from common.grafting import Trunk, threads
@@ -318,3 +328,20 @@ def test_a_ready_trunk_gives_what_the_trunk_gives(glyph: Backbone) -> None:
     prepared = glyph.preprocessing(images(7).inputs)
     plain = Trunk(glyph)(prepared)
     assert torch.allclose(FeaturePass(glyph, None).features(prepared), plain, atol=1e-4)
+
+
+def test_no_more_is_computed_than_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, compute = [], FeaturePass._batch
+
+    def counted(self: FeaturePass, trunk: nn.Module, inputs: Any, rows: Any) -> Any:
+        computed.append(len(rows))
+        return compute(self, trunk, inputs, rows)
+
+    monkeypatch.setattr(FeaturePass, "_batch", counted)
+    workers = max(1, torch.get_num_threads())
+    ready = FeaturePass(made(Normed()), "net")
+    batches = ready.run(np.zeros((40 * workers * ready.batch, SIZE, SIZE), np.uint8))
+    next(batches)
+    time.sleep(0.5)
+    assert len(computed) <= BATCHES_AHEAD * workers + 1
+    assert 1 + sum(1 for _ in batches) == 40 * workers == len(computed)
