@@ -17,6 +17,7 @@ from torch.nn import functional
 from common.backbones.backbone import Activations
 from common.folding import EXACT_ENOUGH, fold, largest_deviation
 from common.grafting import Trunk, threads, twin
+from common.small_maps import MapProduct, is_worth_it
 
 _Scalars = list[float]
 _RELU: tuple[str, _Scalars] = ("relu", [])
@@ -75,9 +76,10 @@ class FusedConvolution(nn.Module):
     def __init__(self, conv: nn.Conv2d, activation: tuple[str, _Scalars] | None, batch: int) -> None:
         super().__init__()
         self.weight, self.bias, self.activation, self._batch = conv.weight, conv.bias, activation, batch
-        self._how = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
+        self._how: list[Any] = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
         self._input_size: list[int] = []
         self.register_buffer("_packed", None)
+        self._product: MapProduct | None = None
 
     def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
         """Apply the activation to the convolution of (N, C, H, W), plus ``other`` of the output's shape."""
@@ -86,10 +88,13 @@ class FusedConvolution(nn.Module):
             self._pack()
         inputs = inputs.to(self._packed.dtype).contiguous(memory_format=torch.channels_last)
         name, scalars = self.activation or ("none", [])
+        if other is not None:
+            other = other.to(inputs.dtype).contiguous(memory_format=torch.channels_last)
+        if self._product is not None and inputs.shape[2:] == self._product.size:
+            return cast(Tensor, self._product(inputs, other, name, scalars))
         run, weights = torch.ops.mkldnn._convolution_pointwise, (self._packed, self.bias, *self._how)
         if other is None:
             return cast(Tensor, run(inputs, *weights, name, scalars, ""))
-        other = other.to(inputs.dtype).contiguous(memory_format=torch.channels_last)
         last = (name, scalars, "") if self.activation else (None, [], None)
         return cast(Tensor, run.binary(inputs, other, *weights, "add", 1.0, *last))
 
@@ -105,6 +110,10 @@ class FusedConvolution(nn.Module):
     def _pack(self) -> None:
         with threads(1):  # as the workers of a pass run
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._how, self._input_size)
+            *how, groups = self._how
+            size = self._input_size[2:]
+            if is_worth_it(self.weight, groups, size):
+                self._product = MapProduct(self.weight, self.bias, how, size, self._batch, self.weight.dtype)
 
 
 def _lay_out(trunk: Trunk) -> None:
@@ -152,6 +161,8 @@ def _fuse(traced: fx.GraphModule, conv: fx.Node, batch: int) -> None:
         inputs.append(other)
     behind = _only_user(replaced[-1])
     activation = None if behind is None else _activation(traced, behind)
+    if other is not None and activation != _RELU:
+        activation = None  # the kernels know no other one behind an addition
     if behind is not None and activation is not None:
         replaced.append(behind)
     name = f"fused_{conv.name}"
