@@ -11,6 +11,7 @@ import typer
 
 from common.errors import ConfigError
 from common.importing import without_collecting
+from common.light_torch import import_torch
 
 ENGINES = ("inprocess", "ray")
 
@@ -55,6 +56,7 @@ def simulate(
     chosen = None if config is None or resume is not None else load_config(config, changes)
     with aside(chosen) as report:
         with without_collecting():
+            import_torch()
             from simulations import session
         with session.quiet():
             if chosen is None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common.backbones.backbone import Activations, Backbone, Preprocessing, backbone_digest, freeze
 from common.backbones.centring import STAGE, centred, stage_tensors, without_centre
 from common.errors import ConfigError
+from common.light_torch import complete_torch
 
 _REFERENCE = re.compile(r"module/(?P<module>[\w.]+):(?P<factory>\w+)(?:@random-(?P<seed>\d+))?")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -136,6 +137,7 @@ def _is_stage(name: Any, stage: Any) -> bool:
 
 def _imported(factory: str) -> Callable[[], Any]:
     module, _, attribute = factory.partition(":")
+    complete_torch()  # a network of the user's may do anything with it
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except Exception as error:  # the user's own code may raise anything

@@ -47,12 +47,17 @@ NOTES = """\
 - fedgraft, Flower and FLARE draw Poisson batches and give ε for one image. pfl goes through each user's images in fixed
   batches, clips and noises the user's whole update with the same multiplier, once a round, so its ε is for a whole node
   and a number of rounds, not comparable with the others'; no gradient of a single image is clipped, which is less work.
-- "Flower + Opacus" sends the whole state of the network each way, as Flower's quickstart does; "head only" is the same
+- "Evaluated" programs look at the held-out images in every round, as fedgraft does here, and as each framework's own
+  example does: in Flower's with Opacus the nodes evaluate the new model after each round, in FLARE's with Opacus the
+  model that they receive, by pfl's callback every user before and after training and all held-out images (which is what
+  pfl does unless told otherwise). At Flower's and FLARE's nodes each has its share of the held-out images. FLARE's
+  example evaluates twice more in a round, and both examples compute ε in every round, which is left out. The other
+  programs only train, and look at the held-out images once, at the end.
+- "Flower + Opacus" sends the whole state of the network each way, as Flower's examples do; "head only" is the same
   program sending the classifier. It runs by `run_simulation`, on Ray, one core a client; `flwr run` would add a
   SuperLink's start.
 - pfl with precomputed features computes them in the same process before the first round: in its wall time, not in
-  its time of a round. "Evaluated" is pfl's own evaluation of every user before and after training and of the held-out
-  images, each round, which is what it does unless told otherwise; the other rows are told otherwise.
+  its time of a round.
 - FLARE runs one process for each client, at most ten at a time, as its simulator does; beyond ten, clients take turns
   and their processes start anew. Its recipes start the simulator with its own bound of 100 clients.
 - fedgraft resizes and crops every image as torchvision's weights ask for, centres the features, and takes bfloat16
@@ -87,6 +92,9 @@ class Program:
 
 
 PROGRAMS: Mapping[str, Program] = {
+    "flower-evaluated": Program(
+        "Flower + Opacus, evaluated", FLOWER, "flower_opacus.py", "flower_opacus, opacus, ray", "evaluated", 1
+    ),
     "flower": Program("Flower + Opacus", FLOWER, "flower_opacus.py", "flower_opacus, opacus, ray", "all", 1),
     "flower-head": Program(
         "Flower + Opacus, head only", FLOWER, "flower_opacus.py", "flower_opacus, opacus, ray", "head", 1
@@ -95,6 +103,9 @@ PROGRAMS: Mapping[str, Program] = {
     "pfl-resnet": Program("pfl, ResNet-18", PFL, "pfl_linear.py", "pfl_linear", "resnet"),
     "pfl-resnet-evaluated": Program(
         "pfl, ResNet-18, evaluated", PFL, "pfl_linear.py", "pfl_linear", "resnet-evaluated"
+    ),
+    "flare-evaluated": Program(
+        "NVIDIA FLARE + Opacus, evaluated", FLARE, "flare_job.py", "flare_job, flare_client, opacus", "evaluated", 1
     ),
     "flare": Program("NVIDIA FLARE + Opacus", FLARE, "flare_job.py", "flare_job, flare_client, opacus", "", 1),
 }

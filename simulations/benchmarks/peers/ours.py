@@ -75,5 +75,5 @@ def configuration(work: Work, images: Path, package: Path) -> dict[str, Any]:
             "unit": "record",
             "trust": "local",
         },
-        "evaluation": {"baselines": "none", "every": work.rounds},
+        "evaluation": {"baselines": "none", "every": 1},
     }

@@ -4,7 +4,9 @@ import os
 
 import nvflare.client as flare
 from flare_net import Net
-from task import node_images, private_epoch, read_work
+from task import accuracy, node_images, private_epoch, read_work, test_share
+
+EVALUATED = os.environ.get("PEER_VARIANT") == "evaluated"
 
 
 def main():
@@ -14,13 +16,16 @@ def main():
     node = int(flare.get_site_name().removeprefix("site-")) - 1
     model = Net()
     images, labels = node_images(path, node)
+    held_out = test_share(path, node)
     while flare.is_running():
         received = flare.receive()
         if received is None:
             break
         model.load_state_dict(received.params)
+        metrics = {"accuracy": accuracy(model, *held_out)} if EVALUATED else None  # by which the server picks a model
         private_epoch(model, images, labels, work)
-        flare.send(flare.FLModel(params=model.state_dict(), meta={"NUM_STEPS_CURRENT_ROUND": work["local_steps"]}))
+        steps = {"NUM_STEPS_CURRENT_ROUND": work["local_steps"]}
+        flare.send(flare.FLModel(params=model.state_dict(), metrics=metrics, meta=steps))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from task import (
     private_epoch,
     read_work,
     test_images,
+    test_share,
     write_result,
 )
 
 WORK, RESULT = os.environ["PEER_WORK"], os.environ["PEER_RESULT"]
-HEAD_ONLY = os.environ.get("PEER_VARIANT") == "head"
+VARIANT = os.environ.get("PEER_VARIANT", "evaluated")  # evaluated, all or head
+HEAD_ONLY, EVALUATED = VARIANT == "head", VARIANT == "evaluated"
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -49,30 +51,34 @@ def train(msg: Message, context: Context) -> Message:
     return Message(content=content, reply_to=msg)
 
 
+@client_app.evaluate()
+def evaluate(msg: Message, context: Context) -> Message:
+    net = network(read_work(WORK))
+    load(net, msg.content["arrays"])
+    images, labels = test_share(WORK, int(context.node_config["partition-id"]))
+    metrics = MetricRecord({"accuracy": accuracy(net, images, labels), "num-examples": len(labels)})
+    return Message(content=RecordDict({"metrics": metrics}), reply_to=msg)
+
+
 class Timed(FedAvg):
-    """FedAvg that keeps the clock."""
+    """FedAvg that keeps the clock: a round begins where nodes are chosen for it, and ends where the next one does."""
 
     def __init__(self, **options):
         super().__init__(**options)
         self.ends = []
 
     def configure_train(self, *arguments, **options):
-        if not self.ends:
-            self.ends.append(now())
-        return super().configure_train(*arguments, **options)
-
-    def aggregate_train(self, *arguments, **options):
-        found = super().aggregate_train(*arguments, **options)
         self.ends.append(now())
-        return found
+        return super().configure_train(*arguments, **options)
 
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     work = read_work(WORK)
     net = network(work)
-    strategy = Timed(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=work["nodes"])
+    strategy = Timed(fraction_train=1.0, fraction_evaluate=float(EVALUATED), min_available_nodes=work["nodes"])
     result = strategy.start(grid=grid, initial_arrays=ArrayRecord(exchanged(net)), num_rounds=work["rounds"])
+    strategy.ends.append(now())
     load(net, result.arrays)
     write_result(
         RESULT,

@@ -44,6 +44,13 @@ def test_images(path):
     return part(path, slice(-read_work(path)["test"], None))
 
 
+def test_share(path, node):
+    """A node's share of the held-out images, for programs whose nodes evaluate."""
+    images, labels = test_images(path)
+    nodes = read_work(path)["nodes"]
+    return images[node::nodes], labels[node::nodes]
+
+
 def network(work):
     """ResNet-18, everything frozen but a new classifier that starts at zero."""
     net = models.resnet18(weights=None)
@@ -107,7 +114,7 @@ def accuracy(net, images, labels):
         int((net(inputs).argmax(1) == targets).sum())
         for inputs, targets in zip(images.split(64), labels.split(64), strict=True)
     )
-    return right / len(labels)
+    return right / max(1, len(labels))
 
 
 def write_result(path, ends, **figures):

@@ -1,0 +1,66 @@
+"""PyTorch, imported without what it knows of tensors that have no values.
+
+For some thousand operators ``torch._meta_registrations`` says which shape comes out of them. Compilers ask for it,
+exporters, and networks that are laid out on the device "meta"; nothing that computes does. It is a quarter of the
+import, and here it is imported when one of these is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+REGISTRATIONS = "torch._meta_registrations"
+PARTS = frozenset({"torch._decomp", "torch._prims", "torch._refs"})  # come with it, and can only be imported by it
+ASKING = frozenset({"torch._dynamo", "torch._inductor", "transformers", "opacus"})
+
+
+def import_torch() -> None:
+    """Import PyTorch, where nobody has; all of it, where another PyTorch needs all of it."""
+    if "torch" in sys.modules:
+        return
+    sys.modules[REGISTRATIONS] = ModuleType(REGISTRATIONS)
+    try:
+        torch = importlib.import_module("torch")
+    finally:
+        del sys.modules[REGISTRATIONS]
+    with suppress(AttributeError):
+        del torch._meta_registrations
+    if not PARTS & sys.modules.keys():
+        sys.meta_path.insert(0, _Completing())
+
+
+def complete_torch() -> None:
+    """Import what was left out, for networks that may be laid out without values."""
+    if "torch" in sys.modules:
+        importlib.import_module(REGISTRATIONS)
+
+
+class _Completing(MetaPathFinder, Loader):
+    """Sees who is imported, and completes PyTorch before."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find nothing but what comes with the rest."""
+        if fullname in PARTS:
+            return ModuleSpec(fullname, self)
+        if fullname == REGISTRATIONS or fullname in ASKING:
+            with suppress(ValueError):  # another thread was quicker
+                sys.meta_path.remove(self)
+            if fullname in ASKING:
+                complete_torch()
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Import all of it; this part is there then."""
+        complete_torch()
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It is executed already."""
