@@ -17,6 +17,7 @@ import psutil
 
 EVERY_S = 0.25
 MARK = "FEDGRAFT_MEASURED"  # in the environment of the command and of all that it starts, daemons too
+HIGHER = 1.01  # than ever before is the resident memory, when what is shared is told apart
 TAIL = 2000  # characters
 
 
@@ -40,12 +41,13 @@ class Measured:
 
 
 class _Tree:
-    """All processes that bear a mark, and what they have used so far."""
+    """All processes that bear a mark, and what they have used so far; a look at them costs as little as it can."""
 
     def __init__(self, mark: str) -> None:
         self._mark = mark
-        self._ours: dict[tuple[int, float], bool] = {}
+        self._known: dict[int, psutil.Process | None] = {}  # by process id; None is somebody else's
         self._seconds: dict[tuple[int, float], float] = {}
+        self._most_resident = 0
         self.peak_bytes = 0
 
     @property
@@ -55,24 +57,29 @@ class _Tree:
     def look(self) -> list[psutil.Process]:
         """Note what every process has used; those that are running."""
         found, resident = [], 0
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if self._is_ours(process) and process.status() != psutil.STATUS_ZOMBIE:
+        for process in self._ours():
+            with suppress(psutil.Error), process.oneshot():
+                if process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
                     times = process.cpu_times()
                     self._seconds[process.pid, process.create_time()] = times.user + times.system
                     resident += process.memory_info().rss
-        if resident > self.peak_bytes:  # an upper bound of what is counted, and cheap
+        if resident > HIGHER * self._most_resident:  # an upper bound of what is counted, and cheap
+            self._most_resident = resident
             self.peak_bytes = max(self.peak_bytes, sum(map(_memory, found)))
         return found
 
-    def _is_ours(self, process: psutil.Process) -> bool:
-        key = process.pid, process.create_time()
-        if not self._ours.get(key, False):  # a process bears its parent's mark from its first moment
-            if key in self._ours and time.time() - key[1] > 5:
-                return False
-            self._ours[key] = process.environ().get(MARK) == self._mark
-        return self._ours[key]
+    def _ours(self) -> list[psutil.Process]:
+        running = set(psutil.pids())
+        self._known = {pid: process for pid, process in self._known.items() if pid in running}
+        for pid in running - self._known.keys():
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                if process.environ().get(MARK) == self._mark:  # which it bears from its first moment
+                    self._known[pid] = process
+                elif time.time() - process.create_time() > 5:
+                    self._known[pid] = None
+        return [process for process in self._known.values() if process is not None]
 
 
 def measure(
