@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from common import row_products, small_maps
 from common.backbones.backbone import Activations
 from common.folding import EXACT_ENOUGH, fold, largest_deviation
 from common.grafting import Trunk, threads, twin
-from common.small_maps import MapProduct, is_worth_it
 
 _Scalars = list[float]
 _RELU: tuple[str, _Scalars] = ("relu", [])
@@ -77,21 +77,23 @@ class FusedConvolution(nn.Module):
         super().__init__()
         self.weight, self.bias, self.activation, self._batch = conv.weight, conv.bias, activation, batch
         self._how: list[Any] = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
-        self._input_size: list[int] = []
+        self._dtype, self._input_size = conv.weight.dtype, list[int]()
         self.register_buffer("_packed", None)
-        self._product: MapProduct | None = None
+        self._instead: small_maps.MapProduct | row_products.RowProducts | None = None
 
     def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
         """Apply the activation to the convolution of (N, C, H, W), plus ``other`` of the output's shape."""
-        if self._packed is None:
+        if not self._input_size:
             self._input_size = [self._batch, *inputs.shape[1:]]
-            self._pack()
-        inputs = inputs.to(self._packed.dtype).contiguous(memory_format=torch.channels_last)
-        name, scalars = self.activation or ("none", [])
+            self._instead = self._cheaper()
+        inputs = inputs.to(self._dtype).contiguous(memory_format=torch.channels_last)
         if other is not None:
-            other = other.to(inputs.dtype).contiguous(memory_format=torch.channels_last)
-        if self._product is not None and inputs.shape[2:] == self._product.size:
-            return cast(Tensor, self._product(inputs, other, name, scalars))
+            other = other.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        name, scalars = self.activation or ("none", [])
+        if self._instead is not None and inputs.shape[2:] == self._instead.size:
+            return cast(Tensor, self._instead(inputs, other, name, scalars))
+        if self._packed is None:
+            self._pack()
         run, weights = torch.ops.mkldnn._convolution_pointwise, (self._packed, self.bias, *self._how)
         if other is None:
             return cast(Tensor, run(inputs, *weights, name, scalars, ""))
@@ -99,21 +101,32 @@ class FusedConvolution(nn.Module):
         return cast(Tensor, run.binary(inputs, other, *weights, "add", 1.0, *last))
 
     def settle(self, dtype: torch.dtype) -> None:
-        """Take the precision to compute in, and forget the weights as they were; once, after the first call."""
-        if dtype != self.weight.dtype:
+        """Take the precision to compute in, and forget the weights where they are laid out; once, after a call."""
+        if dtype != self._dtype:
+            self._dtype = dtype
             self.weight = nn.Parameter(self.weight.detach().to(dtype), requires_grad=False)
             self.bias = None if self.bias is None else nn.Parameter(self.bias.detach().to(dtype), requires_grad=False)
+            self._instead = self._cheaper()
+            self._packed = None
+        if self._instead is None:
             self._pack()
-        del self.weight
+            del self.weight
 
     @torch.no_grad()
     def _pack(self) -> None:
         with threads(1):  # as the workers of a pass run
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._how, self._input_size)
-            *how, groups = self._how
-            size = self._input_size[2:]
-            if is_worth_it(self.weight, groups, size):
-                self._product = MapProduct(self.weight, self.bias, how, size, self._batch, self.weight.dtype)
+
+    @torch.no_grad()
+    def _cheaper(self) -> small_maps.MapProduct | row_products.RowProducts | None:
+        """What does the same to maps of this size with fewer products, if there is anything."""
+        (*how, groups), size = self._how, self._input_size[2:]
+        with threads(1):
+            if small_maps.is_worth_it(self.weight, groups, size):
+                return small_maps.MapProduct(self.weight, self.bias, how, size, self._batch)
+            if row_products.is_worth_it(self.weight, self._how, size[0]):
+                return row_products.RowProducts(self.weight, self.bias, self._batch, size)
+        return None
 
 
 def _lay_out(trunk: Trunk) -> None:

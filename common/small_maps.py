@@ -57,9 +57,7 @@ class MapProduct(nn.Module):
         size: (H, W) of the maps that it takes.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, how: Sequence[Pair], size: Pair, batch: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, how: Sequence[Pair], size: Pair, batch: int) -> None:
         """Lay the weights out.
 
         Args:
@@ -68,14 +66,13 @@ class MapProduct(nn.Module):
             how: padding, stride and dilation.
             size: (H, W) of the input.
             batch: of maps.
-            dtype: to compute in.
         """
         super().__init__()
         matrix, self._output = as_matrix(weight, size, *how)
         self.size, self._channels = tuple(size), weight.shape[0]
         places = self._output[0] * self._output[1]
-        self.register_buffer("_bias", None if bias is None else bias.to(dtype).repeat(places))
-        self.register_buffer("_packed", torch.ops.mkldnn._reorder_linear_weight(matrix.to(dtype), batch))
+        self.register_buffer("_bias", None if bias is None else bias.repeat(places))
+        self.register_buffer("_packed", torch.ops.mkldnn._reorder_linear_weight(matrix, batch))
 
     def forward(self, inputs: Tensor, other: Tensor | None, activation: str, scalars: list[float]) -> Tensor:
         """Apply the activation to the convolution of (N, C, H, W), plus ``other``; all of them channels last.
