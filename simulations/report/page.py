@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from simulations.report import course, nodes, outcome, prose, setup, wording
 from simulations.report.comparisons import FEDERATED, standard_error, verdict
+from simulations.report.halves import Part, one_by_one
 from simulations.report.markup import Markup, element, join, paragraph
 from simulations.report.results import Facts, Run
 from simulations.report.style import STYLE
@@ -22,11 +24,17 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Markup]], ...] = (
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the page asks for nothing, and a browser holds it to that
 
 
-def page(run: Run) -> str:
-    """Return the report on a run as a self-contained HTML document, drawn under ``svg.theme()``."""
+def page(run: Run, draw: Callable[[Sequence[Part]], list[Markup]] = one_by_one) -> str:
+    """Return the report on a run as a self-contained HTML document, drawn under ``svg.theme()``.
+
+    Args:
+        run: what is reported on.
+        draw: has the sections drawn.
+    """
+    drawn = draw([partial(build, run) for _, _, build in SECTIONS])
     sections = [
-        element("section", element("h2", heading), build(run), id=name, aria_label=heading)
-        for name, heading, build in SECTIONS
+        element("section", element("h2", heading), content, id=name, aria_label=heading)
+        for (name, heading, _), content in zip(SECTIONS, drawn, strict=True)
     ]
     body = join([header(run), element("main", *sections), footer()])
     return f"<!DOCTYPE html>\n{element('html', head(run), element('body', body), lang='en')}\n"

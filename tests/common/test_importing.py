@@ -62,3 +62,22 @@ def test_torchvision_works_whether_or_not_its_import_brings_the_compiler(change,
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     supported = "asked False" if "asked False" in done.stdout else "asked True"
     assert done.stdout == f"imported {loaded} True; {supported}; works (1, 3, 2, 2); compiler True\n"
+
+
+def test_a_module_is_imported_by_whoever_looks_into_it():
+    code = """
+import sys
+from common.importing import import_when_used
+import_when_used("xml.dom.minidom")
+import_when_used("there_is_no_such_module")
+from xml.dom import minidom
+print("xml.dom.xmlbuilder" in sys.modules, minidom.parseString("<a/>").documentElement.tagName, end=" ")
+print("xml.dom.xmlbuilder" in sys.modules, sys.modules["xml.dom.minidom"] is minidom)
+import xml.dom.minidom
+try:
+    import there_is_no_such_module
+except ModuleNotFoundError:
+    print(xml.dom.minidom is minidom)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False a True True\nTrue\n", done.stderr
