@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from common.privacy.canonical import canonical_json
 
 DRAWS = 4  # Gaussians summed into one
+SMALL = 4096  # pairs of Gaussians that are drawn all four at once
 _TO_UNIT = 2.0**-53
 _ONE = np.float64(1.0).view(np.uint64)
 
@@ -138,16 +139,19 @@ def normals_from_words(words: Words, shape: tuple[int, ...]) -> NDArray[np.float
     """
     size = math.prod(shape)
     half = (size + 1) // 2
-    total, pair, scratch = np.zeros((2, half)), np.empty((2, half)), np.empty((2, half))
-    for _ in range(DRAWS):
-        _box_muller(words(2 * half).reshape(2, half), pair, scratch)
-        total += pair
+    at_once = DRAWS if half <= SMALL else 1  # what is computed is the same, in fewer calls or in less memory
+    total, pairs, scratch = np.zeros((2, half)), np.empty((2, at_once, half)), np.empty((2, at_once, half))
+    for _ in range(DRAWS // at_once):
+        drawn = words(at_once * 2 * half).reshape(at_once, 2, half)
+        _box_muller(drawn.swapaxes(0, 1), pairs, scratch)
+        for draw in range(at_once):
+            total += pairs[:, draw]
     total /= np.sqrt(DRAWS)
     return total.reshape(-1)[:size].reshape(shape)
 
 
 def _box_muller(words: NDArray[np.uint64], pair: NDArray[np.float64], scratch: NDArray[np.float64]) -> None:
-    """Turn words into as many normals, in ``pair``; all have shape (2, n), and ``scratch`` is overwritten.
+    """Turn words into as many normals, in ``pair``; all have shape (2, ...), and ``scratch`` is overwritten.
 
     The angle is drawn in (0, pi), and a spare bit says above or below.
     """
