@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, chi2, kstwo, norm
 
+import common.privacy.noise
 from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness, normals_from_words
 
 FALSE_ALARM = 1e-6  # of each statistical check, a run; what each would catch stands beside its control
@@ -94,8 +95,8 @@ def test_every_normal_is_the_sum_of_four_draws() -> None:
     words = np.random.default_rng(0).integers(2**63, size=(4, 10), dtype=np.uint64)
 
     def noise(blocks: NDArray[np.uint64]) -> NDArray[np.float64]:
-        stream = iter(blocks)
-        drawn = normals_from_words(lambda n: next(stream), (10,))
+        stream = iter(blocks.reshape(-1))
+        drawn = normals_from_words(lambda n: np.fromiter(stream, dtype=np.uint64, count=n), (10,))
         assert next(stream, None) is None
         return drawn
 
@@ -103,6 +104,12 @@ def test_every_normal_is_the_sum_of_four_draws() -> None:
         other = words.copy()
         other[block] += np.uint64(2**62)
         assert (noise(other) != noise(words)).all()
+
+
+def test_many_normals_are_drawn_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = SeededRandomness(0, "node", 1, "train").normal((3, 217))
+    monkeypatch.setattr(common.privacy.noise, "SMALL", 0)
+    assert np.array_equal(few, SeededRandomness(0, "node", 1, "train").normal((3, 217)))
 
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1, 2**63])
