@@ -75,11 +75,18 @@ class _Tree:
         for pid in running - self._known.keys():
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if process.environ().get(MARK) == self._mark:  # which it bears from its first moment
+                if self._bears_mark(process):
                     self._known[pid] = process
                 elif time.time() - process.create_time() > 5:
                     self._known[pid] = None
         return [process for process in self._known.values() if process is not None]
+
+    def _bears_mark(self, process: psutil.Process) -> bool:
+        """Whether it has the mark, which it bears from its first moment; those of the system do not tell."""
+        try:
+            return bool(process.environ().get(MARK) == self._mark)
+        except psutil.Error:
+            return False
 
 
 def measure(
