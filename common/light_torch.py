@@ -1,8 +1,8 @@
 """PyTorch, imported without what it knows of tensors that have no values.
 
-For some thousand operators ``torch._meta_registrations`` says which shape comes out of them. Compilers ask for it,
-exporters, and networks that are laid out on the device "meta"; nothing that computes does. It is a quarter of the
-import, and here it is imported when one of these is.
+For some thousand operators ``torch._meta_registrations`` says which shape comes out of them. Compilers ask for it, and
+exporters; nothing that computes does. It is a quarter of the import, and here it is imported when one of these is. Who
+computes on the device "meta" without them asks for it by ``complete_torch``: there is nothing to notice that by.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 REGISTRATIONS = "torch._meta_registrations"
 PARTS = frozenset({"torch._decomp", "torch._prims", "torch._refs"})  # come with it, and can only be imported by it
+TRIED = "2.15."
 ASKING = frozenset({"torch._dynamo", "torch._inductor", "transformers", "opacus"})
 
 
 def import_torch() -> None:
-    """Import PyTorch, where nobody has; all of it, where another PyTorch needs all of it."""
-    if "torch" in sys.modules:
+    """Import PyTorch, where nobody has; all of it, where another PyTorch comes with more or needs more."""
+    if "torch" in sys.modules or not _known():
         return
     sys.modules[REGISTRATIONS] = ModuleType(REGISTRATIONS)
     try:
@@ -31,8 +33,12 @@ def import_torch() -> None:
         del sys.modules[REGISTRATIONS]
     with suppress(AttributeError):
         del torch._meta_registrations
-    if not PARTS & sys.modules.keys():
-        sys.meta_path.insert(0, _Completing())
+    sys.meta_path.insert(0, _Completing())
+
+
+def _known() -> bool:
+    """Whether it is the PyTorch that this was tried with: another one may ask for it while it is imported."""
+    return metadata.version("torch").startswith(TRIED)
 
 
 def complete_torch() -> None:
@@ -42,17 +48,21 @@ def complete_torch() -> None:
 
 
 class _Completing(MetaPathFinder, Loader):
-    """Sees who is imported, and completes PyTorch before."""
+    """Sees who is imported, and completes PyTorch before; it stays where it is, for others may be looking, too."""
+
+    def __init__(self) -> None:
+        self._done = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find nothing but what comes with the rest."""
+        if self._done:
+            return None
         if fullname in PARTS:
             return ModuleSpec(fullname, self)
         if fullname == REGISTRATIONS or fullname in ASKING:
-            with suppress(ValueError):  # another thread was quicker
-                sys.meta_path.remove(self)
+            self._done = True
             if fullname in ASKING:
                 complete_torch()
         return None

@@ -40,7 +40,7 @@ def is_worth_it(weight: Tensor, how: Sequence[Any], height: int) -> bool:
     """
     fits = weight.shape[2:] == (TAPS, TAPS) and list(how) == [[1, 1], [1, 1], [1, 1], 1]
     fewer = SUMS * -(-height // ROWS) <= MOST_PRODUCTS * TAPS * height
-    wide = weight.shape[1] >= FEWEST_CHANNELS and weight.dtype == torch.float32
+    wide = min(weight.shape[:2]) >= FEWEST_CHANNELS and weight.dtype == torch.float32
     return fits and fewer and wide and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 

@@ -1,4 +1,4 @@
-"""A convolution of a map with fewer places than its kernel has taps, as one matrix product.
+"""A convolution of a map with at most half as many places as its kernel has taps, as one matrix product.
 
 Most of what the kernel would multiply there is padding: of nine taps, four meet a place of a 2 x 2 map. What is left is
 a matrix from all places of the input to all places of the output.
@@ -12,16 +12,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+MOST_PLACES = 4
 Pair = Sequence[int]
 
 
 def is_worth_it(weight: Tensor, groups: int, size: Pair) -> bool:
-    """Whether a kernel (D, C, h, w) has more taps than a map of this size (H, W) has places.
+    """Whether a kernel (D, C, h, w) has twice the taps that a map of this size (H, W) has places, and few of these.
+
+    The matrix has as many numbers as the kernel for each place of the input and of the output; both must stay small.
 
     >>> is_worth_it(torch.empty(8, 8, 3, 3), 1, (2, 2)), is_worth_it(torch.empty(8, 8, 3, 3), 1, (3, 3))
     (True, False)
     """
-    return groups == 1 and size[0] * size[1] < weight[0, 0].numel()
+    places = size[0] * size[1]
+    return groups == 1 and places <= MOST_PLACES and 2 * places <= weight[0, 0].numel()
 
 
 def as_matrix(

@@ -68,6 +68,7 @@ def test_only_wide_plain_convolutions_in_float32_without_avx512_are_worth_it(mon
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert is_worth_it(torch.empty(128, 128, 3, 3), PLAIN, 28)
     assert not is_worth_it(torch.empty(128, 64, 3, 3), PLAIN, 28)
+    assert not is_worth_it(torch.empty(32, 128, 3, 3), PLAIN, 28)  # a DenseNet's
     assert not is_worth_it(torch.empty(128, 128, 3, 3, dtype=torch.bfloat16), PLAIN, 28)
     assert not is_worth_it(torch.empty(128, 128, 1, 1), [[0, 0], [1, 1], [1, 1], 1], 28)
     assert not is_worth_it(torch.empty(128, 128, 3, 3), [[1, 1], [2, 2], [1, 1], 1], 28)

@@ -36,10 +36,13 @@ def test_the_matrix_does_what_the_convolution_does(size, taps, padding, stride, 
     torch.testing.assert_close(found.view(4, *output, 5).permute(0, 3, 1, 2), exact)
 
 
-@pytest.mark.parametrize(("size", "worth_it"), [((1, 1), True), ((2, 4), True), ((3, 3), False), ((4, 4), False)])
-def test_only_maps_with_fewer_places_than_taps_are_worth_it(size, worth_it):
+@pytest.mark.parametrize(
+    ("size", "worth_it"), [((1, 1), True), ((2, 2), True), ((1, 4), True), ((2, 3), False), ((4, 4), False)]
+)
+def test_only_maps_with_few_places_are_worth_it(size, worth_it):
     assert is_worth_it(torch.empty(8, 8, 3, 3), 1, size) is worth_it
     assert not is_worth_it(torch.empty(8, 4, 3, 3), 2, size)
+    assert not is_worth_it(torch.empty(8, 8, 7, 7), 1, (4, 4))  # whose matrix would be five times the kernel
 
 
 class Small(nn.Module):

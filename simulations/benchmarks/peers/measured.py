@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 EVERY_S = 0.25
+MEMORY_EVERY_S = 0.5  # telling apart what is shared takes ten milliseconds for a large process
 MARK = "FEDGRAFT_MEASURED"  # in the environment of the command and of all that it starts, daemons too
-HIGHER = 1.01  # than ever before is the resident memory, when what is shared is told apart
 TAIL = 2000  # characters
 
 
@@ -47,7 +47,7 @@ class _Tree:
         self._mark = mark
         self._known: dict[int, psutil.Process | None] = {}  # by process id; None is somebody else's
         self._seconds: dict[tuple[int, float], float] = {}
-        self._most_resident = 0
+        self._next = 0.0
         self.peak_bytes = 0
 
     @property
@@ -64,8 +64,10 @@ class _Tree:
                     times = process.cpu_times()
                     self._seconds[process.pid, process.create_time()] = times.user + times.system
                     resident += process.memory_info().rss
-        if resident > HIGHER * self._most_resident:  # an upper bound of what is counted, and cheap
-            self._most_resident = resident
+        if (
+            resident > self.peak_bytes and time.monotonic() >= self._next
+        ):  # an upper bound of what is counted, and cheap
+            self._next = time.monotonic() + MEMORY_EVERY_S
             self.peak_bytes = max(self.peak_bytes, sum(map(_memory, found)))
         return found
 

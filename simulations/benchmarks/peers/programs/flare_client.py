@@ -16,13 +16,13 @@ def main():
     node = int(flare.get_site_name().removeprefix("site-")) - 1
     model = Net()
     images, labels = node_images(path, node)
-    held_out = test_share(path, node)
+    held_out = test_share(path, node) if EVALUATED else None
     while flare.is_running():
         received = flare.receive()
         if received is None:
             break
         model.load_state_dict(received.params)
-        metrics = {"accuracy": accuracy(model, *held_out)} if EVALUATED else None  # by which the server picks a model
+        metrics = {"accuracy": accuracy(model, *held_out)} if held_out else None  # by which the server picks a model
         private_epoch(model, images, labels, work)
         steps = {"NUM_STEPS_CURRENT_ROUND": work["local_steps"]}
         flare.send(flare.FLModel(params=model.state_dict(), metrics=metrics, meta=steps))
