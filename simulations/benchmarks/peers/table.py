@@ -149,8 +149,8 @@ def machine() -> str:
     if cpuinfo.exists() and (found := re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8"))):
         model = found[1]
     cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / 2**30
-    widest = torch.backends.cpu.get_cpu_capability()
-    return f"{model} ({widest}), {cores} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+    model += f" ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{model}, {cores} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
 
 
 def versions(peers: Mapping[str, str]) -> str:
