@@ -33,6 +33,8 @@ def import_torch() -> None:
         del sys.modules[REGISTRATIONS]
     with suppress(AttributeError):
         del torch._meta_registrations
+    # what comes with it does so on its way, and until then there are no generators
+    torch._C._set_generator_metaclass(importlib.import_module("torch._custom_class_base").CustomClassBaseMeta)
     sys.meta_path.insert(0, _Completing())
 
 

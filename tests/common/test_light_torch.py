@@ -70,6 +70,17 @@ print(torch.func.vmap(grad, in_dims=(None, 0))(torch.ones(2), torch.arange(6.0).
     assert said_by(LIGHT + code) == said_by(f"import torch\n{code}")
 
 
+def test_generators_are_there_before_and_after_it_is_completed():
+    draw = "print(torch.rand(2, generator=torch.Generator().manual_seed(0)).tolist())"
+    once = said_by(f"import torch\n{draw}")
+    assert said_by(f"{LIGHT}\n{draw}\ncomplete_torch()\n{draw}\nprint(light)") == f"{once}\n{once}\nTrue"
+
+
+def test_another_torch_is_imported_as_a_whole_by_whoever_imports_it():
+    code = f"{BEGIN}\nimport common.light_torch\ncommon.light_torch.TRIED = '1.'\nimport_torch()\nimport torch"
+    assert said_by(f"{code}\nprint(REGISTRATIONS in sys.modules)") == "True"
+
+
 def test_a_network_of_the_users_own_may_be_laid_out_without_values(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom common.backbones.module_family import UserBackbone\n"
