@@ -17,6 +17,7 @@ from common.durable import write_bytes
 
 OURS = "fedgraft"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+ROOM_FOR_NOTES = 8.0  # times the longest bar
 TITLES = (
     "work",
     "program",
@@ -121,7 +122,7 @@ def write_page(path: Path, measured: str) -> None:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Wall seconds of every program on every work, side by side, as SVG; bars of those that were stopped are open."""
     done = [row for row in rows if row.at_least_s or (not row.problem and row.wall_s)]
-    figure = Figure(figsize=(8, 1.2 + 0.26 * max(1, len(done))), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.26 * max(1, len(done))), layout="constrained")
     axes = figure.add_subplot()
     ours = {row.work: row.wall_s for row in done if row.program == OURS}
     labels = [f"{row.work}  {row.program}" for row in done]
@@ -135,8 +136,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.set_yticks(range(len(done)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.margins(x=0.2)
-    axes.set_xlabel("seconds of wall time, whole process, logarithmic; nodes x images x rounds @ pixels")
+    axes.set_xlim(right=ROOM_FOR_NOTES * max(walls, default=1.0))
+    axes.set_xlabel("seconds of wall time, whole process, logarithmic", fontsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, format="svg", metadata={"Date": None})
