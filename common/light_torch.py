@@ -40,7 +40,10 @@ def import_torch() -> None:
 
 def _known() -> bool:
     """Whether it is the PyTorch that this was tried with: another one may ask for it while it is imported."""
-    return metadata.version("torch").startswith(TRIED)
+    try:
+        return metadata.version("torch").startswith(TRIED)
+    except metadata.PackageNotFoundError:  # installed in a way of its own
+        return False
 
 
 def complete_torch() -> None:
