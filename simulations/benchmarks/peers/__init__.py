@@ -65,8 +65,8 @@ NOTES = """\
 - PyTorch, torchvision and NumPy are the same build for all (a link in each peer's environment); all else is the peer's.
 - What a program imports is imported once by another process before its clock starts, so that no disk is measured.
 - A round's time is the median, by each program's own clock, of what lies between the ends of two rounds.
-- Memory is the most that all processes of a program held at one time, shared pages counted once, looked at twice a second;
-  ratios are theirs to ours.
+- Memory is the most that all processes of a program held at one time, shared pages counted once, looked at twice a
+  second; ratios are theirs to ours.
 """
 
 
