@@ -19,13 +19,16 @@ Pair = Sequence[int]
 def is_worth_it(weight: Tensor, groups: int, size: Pair) -> bool:
     """Whether a kernel (D, C, h, w) has twice the taps that a map of this size (H, W) has places, and few of these.
 
+    In float32 only: in bfloat16 it has not been run on a processor that has it.
+
     The matrix has as many numbers as the kernel for each place of the input and of the output; both must stay small.
 
     >>> is_worth_it(torch.empty(8, 8, 3, 3), 1, (2, 2)), is_worth_it(torch.empty(8, 8, 3, 3), 1, (3, 3))
     (True, False)
     """
     places = size[0] * size[1]
-    return groups == 1 and places <= MOST_PLACES and 2 * places <= weight[0, 0].numel()
+    plain = groups == 1 and weight.dtype == torch.float32
+    return plain and places <= MOST_PLACES and 2 * places <= weight[0, 0].numel()
 
 
 def as_matrix(

@@ -42,6 +42,7 @@ def test_the_matrix_does_what_the_convolution_does(size, taps, padding, stride, 
 def test_only_maps_with_few_places_are_worth_it(size, worth_it):
     assert is_worth_it(torch.empty(8, 8, 3, 3), 1, size) is worth_it
     assert not is_worth_it(torch.empty(8, 4, 3, 3), 2, size)
+    assert not is_worth_it(torch.empty(8, 8, 3, 3, dtype=torch.bfloat16), 1, size)
     assert not is_worth_it(torch.empty(8, 8, 7, 7), 1, (4, 4))  # whose matrix would be five times the kernel
 
 

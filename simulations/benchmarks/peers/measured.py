@@ -64,10 +64,9 @@ class _Tree:
                     times = process.cpu_times()
                     self._seconds[process.pid, process.create_time()] = times.user + times.system
                     resident += process.memory_info().rss
-        if (
-            resident > self.peak_bytes and time.monotonic() >= self._next
-        ):  # an upper bound of what is counted, and cheap
-            self._next = time.monotonic() + MEMORY_EVERY_S
+        now = time.monotonic()
+        if resident > self.peak_bytes and now >= self._next:  # what is resident bounds what is counted, and is cheap
+            self._next = now + MEMORY_EVERY_S
             self.peak_bytes = max(self.peak_bytes, sum(map(_memory, found)))
         return found
 
