@@ -164,7 +164,7 @@ def open_node(
         raise ConfigError(
             "expected a partition-id from the simulation engine, got none; use `fedgraft simulate`"
         ) from None
-    return _simulated_node(tuple(sorted(run_config.items())), partition, run_folder)
+    return _simulated_node(tuple(run_config.items()), partition, run_folder)
 
 
 @lru_cache(maxsize=16_384)

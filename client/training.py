@@ -15,10 +15,10 @@ from client import egress
 from client.caps import check_whole
 from client.home import Node, Records, check_backbone
 from client.ledger import Spend, StoredReply
-from client.mechanism import Batch, ClippedSum, clipped_sums, noisy_gradient
+from client.mechanism import Batch, ClippedSum, Noising, clipped_sums, noisy_gradients
 from client.patient_sums import draw, patient_clipped_sum
 from common.errors import ConfigError, PrivacyError, ProtocolError
-from common.heads import arrays_digest
+from common.heads import arrays_digests
 from common.lockstep import Asked, Steps, to_the_end
 from common.messages import EvaluateTask, Hello, Metrics, Offer, TrainTask, Update
 from common.model import make_head, shared_head, trained_head
@@ -71,8 +71,7 @@ def round_in_steps(task: TrainTask, node: Node) -> Steps[Update]:
     task = replace(task, offer=offer)
     if not 1 <= task.round <= plan.terms.rounds:
         raise ProtocolError(f"expected a round from 1 to {plan.terms.rounds}, got {task.round}; refuse the message")
-    yield None
-    digest = arrays_digest(task.head)
+    digest = yield Asked(arrays_digests, task.head)
     module = head_for(task, digest, plan)  # one that does not fit is refused before anything is paid
     with node.open_ledger() as ledger:
         spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=digest)
@@ -142,8 +141,7 @@ def update_in_steps(
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
         clipped = yield from sampled_sum_in_steps(head, loss, records, plan.terms, sampling)
-        gradient = noisy_gradient(clipped, plan, noise)
-        yield None
+        gradient = yield Asked(noisy_gradients, Noising(clipped, plan, noise))
         _descend(trained, gradient, task)
     return {name: _bounded(value) for name, value in trained.items()}
 

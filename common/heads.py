@@ -137,3 +137,15 @@ def arrays_digest(arrays: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()
+
+
+def arrays_digests(heads: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """The digest of each; of heads that hold the very same tensors it is computed once."""
+    known: dict[tuple[tuple[str, int], ...], str] = {}
+    found = []
+    for head in heads:
+        same = tuple((name, id(value)) for name, value in head.items())
+        if same not in known:
+            known[same] = arrays_digest(head)
+        found.append(known[same])
+    return found

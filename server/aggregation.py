@@ -162,8 +162,7 @@ class _Weighted(RecordDict):
 
 
 def _with_weight(reply: Message, weight: MetricRecord) -> Message:
-    arrays = ArrayRecord()
-    for name, array in wire.record(reply.content, wire.ARRAYS, ArrayRecord).items():
-        arrays[name] = wire.ReadArray.of(array)
-    reply.content = _Weighted({wire.ARRAYS: arrays, METRICS: weight})
+    update = wire.record(reply.content, wire.ARRAYS, ArrayRecord)
+    arrays = wire.filled(ArrayRecord(), {name: wire.ReadArray.of(array) for name, array in update.items()})
+    reply.content = wire.filled(_Weighted(), {wire.ARRAYS: arrays, METRICS: weight})
     return reply

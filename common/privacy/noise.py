@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -57,7 +58,11 @@ class SystemRandomness:
 
     def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Draw hardened standard normals, shape ``shape``, float64, always finite."""
-        return normals_from_words(_system_words, shape)
+        return normals_from_words(self.noise_words, shape)
+
+    def noise_words(self, n: int) -> NDArray[np.uint64]:
+        """Draw n uniform 64-bit words, as normals are made from."""
+        return _system_words(n)
 
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
         """Draw n independent flags, each true with probability ``rate`` (to within 2**-53)."""
@@ -102,7 +107,11 @@ class SeededRandomness:
 
     def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Draw hardened standard normals, shape ``shape``, float64, always finite."""
-        return normals_from_words(lambda n: _raw(self._noise, n), shape)
+        return normals_from_words(self.noise_words, shape)
+
+    def noise_words(self, n: int) -> NDArray[np.uint64]:
+        """Draw n uniform 64-bit words, from the stream that normals are made from."""
+        return _raw(self._noise, n)
 
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
         """Draw n independent flags, each true with probability ``rate`` (to within 2**-53)."""
@@ -118,6 +127,18 @@ class Words(Protocol):
 
     def __call__(self, n: int, /) -> NDArray[np.uint64]:
         """Give the next ``n`` words."""
+
+
+def normals_of(sources: Sequence[Randomness], size: int) -> list[NDArray[np.float64]]:
+    """Draw ``size`` hardened standard normals from each source: those that it gives by itself, to the bit.
+
+    A few hundred normals take longer to ask for than to compute; those of several sources are asked for together.
+    """
+    words = [each.noise_words for each in sources if isinstance(each, SystemRandomness | SeededRandomness)]
+    if len(words) < len(sources):
+        return [source.normal((size,)) for source in sources]
+    some = max(1, 2 * SMALL // max(1, size))
+    return [drawn for start in range(0, len(words), some) for drawn in _normals(words[start : start + some], size)]
 
 
 def normals_from_words(words: Words, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -137,17 +158,22 @@ def normals_from_words(words: Words, shape: tuple[int, ...]) -> NDArray[np.float
 
     Source: Mironov 2012, doi:10.1145/2382196.2382264; Holohan and Braghin 2021, arXiv:2107.10138.
     """
-    size = math.prod(shape)
+    return _normals([words], math.prod(shape))[0].reshape(shape)
+
+
+def _normals(sources: Sequence[Words], size: int) -> list[NDArray[np.float64]]:
+    """``size`` normals from each source."""
     half = (size + 1) // 2
     at_once = DRAWS if half <= SMALL else 1  # what is computed is the same, in fewer calls or in less memory
-    total, pairs, scratch = np.zeros((2, half)), np.empty((2, at_once, half)), np.empty((2, at_once, half))
+    total = np.zeros((len(sources), 2, half))
+    pairs, scratch = (np.empty((2, len(sources), at_once, half)) for _ in range(2))
     for _ in range(DRAWS // at_once):
-        drawn = words(at_once * 2 * half).reshape(at_once, 2, half)
-        _box_muller(drawn.swapaxes(0, 1), pairs, scratch)
+        drawn = np.stack([words(at_once * 2 * half).reshape(at_once, 2, half) for words in sources])
+        _box_muller(np.moveaxis(drawn, 2, 0), pairs, scratch)
         for draw in range(at_once):
-            total += pairs[:, draw]
+            total += pairs[:, :, draw].swapaxes(0, 1)
     total /= np.sqrt(DRAWS)
-    return total.reshape(-1)[:size].reshape(shape)
+    return [each.reshape(-1)[:size] for each in total]
 
 
 def _box_muller(words: NDArray[np.uint64], pair: NDArray[np.float64], scratch: NDArray[np.float64]) -> None:

@@ -56,9 +56,9 @@ SIZES = (10, 100, 1000, 10_000)
 NODES_A_SIZE = 4000  # rounds of all sizes play about so many nodes, and nine rounds at most
 STAGES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("clipped sum", client.training, ("clipped_sums",)),
-    ("noise", client.training, ("noisy_gradient",)),
+    ("noise", client.training, ("noisy_gradients",)),
     ("head and step", client.training, ("head_for", "_descend", "_bounded")),
-    ("plan and digest", client.training, ("accepted", "arrays_digest")),
+    ("plan and digest", client.training, ("accepted", "arrays_digests")),
     ("features", client.home, ("_simulated_records",)),
     ("features", client.home.Records, ("take",)),
     ("ledger reserve", client.ledger.Ledger, ("reserve",)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import client.app
 from client import egress
@@ -37,6 +38,19 @@ SENT = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
 
 def test_an_update_shaped_as_what_was_sent_leaves() -> None:
     assert isinstance(egress.release_update({name: value + 1 for name, value in SENT.items()}, SENT), Update)
+
+
+@pytest.mark.parametrize("kind", [torch.clone, lambda value: nn.Parameter(value.clone()), lambda value: value.numpy()])
+def test_what_leaves_is_a_copy_of_the_kind_that_came(kind: Callable[[torch.Tensor], Any]) -> None:
+    head = {name: kind(value + 1) for name, value in SENT.items()}
+    update = egress.release_shaped(head, {name: tuple(value.shape) for name, value in SENT.items()})
+    with torch.no_grad():
+        for value in head.values():
+            value[...] = 7
+    assert all((value == 1).all() for value in update.head.values())
+    assert {type(value) for value in update.head.values()} == {
+        np.ndarray if isinstance(head["weight"], np.ndarray) else torch.Tensor
+    }
 
 
 @pytest.mark.parametrize(

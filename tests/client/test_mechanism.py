@@ -15,7 +15,15 @@ from opacus import GradSampleModule
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from client.mechanism import Batch, ClippedSum, clipped_sum, clipped_sums, noisy_gradient
+from client.mechanism import (
+    Batch,
+    ClippedSum,
+    Noising,
+    clipped_sum,
+    clipped_sums,
+    noisy_gradient,
+    noisy_gradients,
+)
 from common.errors import PrivacyError
 from common.privacy.noise import SeededRandomness
 from common.privacy.plan import PrivacyPlan, PrivacyTerms
@@ -335,3 +343,28 @@ def test_the_same_noise_in_two_rounds_is_caught() -> None:
 def test_a_sum_clipped_to_another_norm_gets_no_noise_of_this_plan() -> None:
     with pytest.raises(PrivacyError, match="clipped"):
         noisy_gradient(zeros(norm=2.5), plan(), SeededRandomness(1, "a", 1, "train"))
+
+
+def test_sums_of_many_nodes_are_noised_as_each_by_itself() -> None:
+    """Heads of two sizes among them, and plans of different divisors and deviations."""
+    features, targets = draw(1, 7, 4, 3, 1.0)
+    heads = [linear(4, 3, bias) for bias in (True, False, True)]
+    sums = [clipped_sum(head, classification_loss, features, targets, 2.0) for head in heads]
+    plans = [plan(), plan(sigma=5.0), plan(size=900)]
+
+    def randomness(node: int) -> SeededRandomness:
+        return SeededRandomness(1, f"node-{node}", 1, "train")
+
+    asked = [Noising(sums[node], plans[node], randomness(node)) for node in range(3)]
+    for node, together in enumerate(noisy_gradients(asked)):
+        alone = noisy_gradient(sums[node], plans[node], randomness(node))
+        assert list(together) == list(alone)
+        assert all(torch.equal(together[name], alone[name]) for name in alone)
+
+
+def test_nothing_is_drawn_where_one_of_many_sums_is_refused() -> None:
+    good, refused = SeededRandomness(1, "a", 1, "train"), SeededRandomness(1, "b", 1, "train")
+    with pytest.raises(PrivacyError, match="clipped"):
+        noisy_gradients([Noising(zeros(), plan(), good), Noising(zeros(norm=2.5), plan(), refused)])
+    fresh = SeededRandomness(1, "a", 1, "train")
+    assert np.array_equal(good.normal((5,)), fresh.normal((5,)))

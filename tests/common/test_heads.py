@@ -13,7 +13,7 @@ from common.adapters import RANK, Adapted
 from common.backbones.controls import load_reference
 from common.errors import ConfigError
 from common.grafting import Trunk, flatten, layout, unflatten
-from common.heads import HEADS, arrays_digest, build_head, head_arrays, load_arrays
+from common.heads import HEADS, arrays_digest, arrays_digests, build_head, head_arrays, load_arrays
 from common.rewriting import FixedNorm
 from common.solved_heads import SOLVED_HEADS
 from common.token_heads import PADDING_LOGIT, TokenLinear
@@ -158,6 +158,18 @@ def test_a_head_is_the_same_wherever_it_is_made_and_draws_from_no_global_generat
     assert torch.equal(torch.get_rng_state(), before)
     assert arrays_digest(one) == arrays_digest(other)
     assert arrays_digest(one) != arrays_digest(head_arrays(upper_head("bert", "adapters", seed=4)))
+
+
+def test_each_head_has_its_digest_whichever_tensors_they_share() -> None:
+    one = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    equal = {name: value.clone() for name, value in one.items()}
+    mixed, renamed = {**one, "bias": torch.ones(2)}, {"weight": one["weight"], "other": one["bias"]}
+    heads = [one, dict(one), equal, mixed, renamed, one]
+    assert arrays_digests(heads) == [arrays_digest(head) for head in heads]
+    assert len(set(arrays_digests(heads))) == 3
+    before = arrays_digests([one])
+    one["weight"][0, 0] = 7
+    assert arrays_digests([one]) == [arrays_digest(one)] != before
 
 
 def test_batch_norm_becomes_an_affine_map_with_its_running_statistics() -> None:

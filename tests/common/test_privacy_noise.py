@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, chi2, kstwo, norm
 
 import common.privacy.noise
-from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness, normals_from_words
+from common.privacy.noise import Randomness, SeededRandomness, SystemRandomness, normals_from_words, normals_of
 
 FALSE_ALARM = 1e-6  # of each statistical check, a run; what each would catch stands beside its control
 DRAWS = 40_000
@@ -110,6 +111,37 @@ def test_many_normals_are_drawn_as_few_are(monkeypatch: pytest.MonkeyPatch) -> N
     few = SeededRandomness(0, "node", 1, "train").normal((3, 217))
     monkeypatch.setattr(common.privacy.noise, "SMALL", 0)
     assert np.array_equal(few, SeededRandomness(0, "node", 1, "train").normal((3, 217)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 650, 2565, 5000, 9001])
+def test_normals_of_many_sources_are_those_of_each_by_itself(size: int) -> None:
+    """Some thousands are drawn at a time, so that sources of 5,000 go alone and those of 650 in dozens."""
+    sources = [SeededRandomness(3, f"node-{number}", 1, "train") for number in range(15)]
+    together = [normals_of(sources, size) for _ in range(2)]  # a second draw continues each stream
+    for number, twice in enumerate(zip(*together, strict=True)):
+        alone = SeededRandomness(3, f"node-{number}", 1, "train")
+        assert all(np.array_equal(drawn, alone.normal((size,))) for drawn in twice)
+
+
+def test_sources_of_the_system_share_no_number() -> None:
+    drawn = np.concatenate(normals_of([SystemRandomness() for _ in range(40)], 650))
+    assert len(np.unique(drawn)) == len(drawn) == 40 * 650
+    assert has_std(drawn, 1.0)
+
+
+def test_a_source_of_another_kind_is_asked_for_what_it_gives() -> None:
+    class Ones:
+        kind: Literal["seeded"] = "seeded"
+
+        def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+            return np.ones(shape)
+
+        def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
+            raise NotImplementedError
+
+    one, other = normals_of([Ones(), SeededRandomness(3, "node", 1, "train")], 5)
+    assert np.array_equal(one, np.ones(5))
+    assert np.array_equal(other, SeededRandomness(3, "node", 1, "train").normal((5,)))
 
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1, 2**63])

@@ -49,6 +49,18 @@ def test_a_task_arrives_as_it_was_sent() -> None:
     }
 
 
+def test_a_head_is_written_as_flower_writes_it() -> None:
+    """It is put together by fewer calls than Flower's own; what is sent must be the same, byte for byte."""
+    head = {"weight": torch.arange(6.0).reshape(2, 3).T, "bias": torch.tensor(0.5)}
+    ours = wire.encode_head(head)
+    flowers = ArrayRecord({name: Array(value.contiguous().numpy()) for name, value in head.items()})
+    contents = [RecordDict({wire.ARRAYS: ours}), RecordDict({wire.ARRAYS: flowers})]
+    assert wire.filled(RecordDict(), {wire.ARRAYS: ours}) == contents[0] == contents[1]
+    sent = [message_to_proto(Message(content, 5, "train")).content.SerializeToString() for content in contents]
+    assert sent[0] == sent[1]
+    assert contents[0].object_id == contents[1].object_id
+
+
 def statistics_message(config: ConfigRecord) -> Message:
     return over_the_wire(Message(RecordDict({wire.CONFIG: config}), 5, wire.QUERY_STATISTICS))
 
