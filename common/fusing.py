@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from common import row_products, small_maps
+from common import place_products, row_products, small_maps
 from common.backbones.backbone import Activations
 from common.folding import EXACT_ENOUGH, fold, largest_deviation
 from common.grafting import Trunk, threads, twin
 
 _Scalars = list[float]
+_Instead = small_maps.MapProduct | place_products.PlaceProducts | row_products.RowProducts
 _RELU: tuple[str, _Scalars] = ("relu", [])
 _RELU6: tuple[str, _Scalars] = ("hardtanh", [0.0, 6.0])
 _MODULES: dict[type[nn.Module], tuple[str, _Scalars]] = {nn.ReLU: _RELU, nn.ReLU6: _RELU6}
@@ -79,7 +80,7 @@ class FusedConvolution(nn.Module):
         self._how: list[Any] = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
         self._dtype, self._input_size = conv.weight.dtype, list[int]()
         self.register_buffer("_packed", None)
-        self._instead: small_maps.MapProduct | row_products.RowProducts | None = None
+        self._instead: _Instead | None = None
 
     def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
         """Apply the activation to the convolution of (N, C, H, W), plus ``other`` of the output's shape."""
@@ -118,10 +119,12 @@ class FusedConvolution(nn.Module):
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._how, self._input_size)
 
     @torch.no_grad()
-    def _cheaper(self) -> small_maps.MapProduct | row_products.RowProducts | None:
+    def _cheaper(self) -> _Instead | None:
         """What does the same to maps of this size with fewer products, if there is anything."""
         (*how, groups), size = self._how, self._input_size[2:]
         with threads(1):
+            if place_products.is_worth_it(self.weight, self._how, size):
+                return place_products.PlaceProducts(self.weight, self.bias, size)
             if small_maps.is_worth_it(self.weight, groups, size):
                 return small_maps.MapProduct(self.weight, self.bias, how, size, self._batch)
             if row_products.is_worth_it(self.weight, self._how, size[0]):

@@ -19,7 +19,7 @@ from torch.nn import functional
 ROWS, TAPS, SUMS = 4, 3, 6
 FEWEST_CHANNELS = 128
 MOST_PRODUCTS = 0.6  # of the plain convolution's
-_FILTER = (
+FILTER = (
     (1 / 4, 0.0, 0.0),
     (-1 / 6, -1 / 6, -1 / 6),
     (-1 / 6, 1 / 6, -1 / 6),
@@ -38,10 +38,19 @@ def is_worth_it(weight: Tensor, how: Sequence[Any], height: int) -> bool:
         how: padding, stride, dilation and groups.
         height: of the map.
     """
-    fits = weight.shape[2:] == (TAPS, TAPS) and list(how) == [[1, 1], [1, 1], [1, 1], 1]
-    fewer = SUMS * -(-height // ROWS) <= MOST_PRODUCTS * TAPS * height
+    return is_wide_and_plain(weight, how) and SUMS * -(-height // ROWS) <= MOST_PRODUCTS * TAPS * height
+
+
+def is_wide_and_plain(weight: Tensor, how: Sequence[Any]) -> bool:
+    """Whether this is a 3 x 3 convolution on which sums cost little beside products, on such a processor.
+
+    Args:
+        weight: (D, C, h, w).
+        how: padding, stride, dilation and groups.
+    """
+    plain = weight.shape[2:] == (TAPS, TAPS) and list(how) == [[1, 1], [1, 1], [1, 1], 1]
     wide = min(weight.shape[:2]) >= FEWEST_CHANNELS and weight.dtype == torch.float32
-    return fits and fewer and wide and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return plain and wide and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 class RowProducts(nn.Module):
@@ -58,7 +67,7 @@ class RowProducts(nn.Module):
         """
         super().__init__()
         self.size, self._outputs = tuple(size), weight.shape[0]
-        filters = torch.einsum("st,dctw->sdcw", torch.tensor(_FILTER, dtype=torch.float64), weight.double())
+        filters = torch.einsum("st,dctw->sdcw", torch.tensor(FILTER, dtype=torch.float64), weight.double())
         filters = filters.to(weight.dtype).unsqueeze(3)  # (6, D, C, 1, 3)
         maps = [batch, weight.shape[1], -(-size[0] // ROWS), size[1]]
         for number, each in enumerate(filters):
@@ -71,10 +80,7 @@ class RowProducts(nn.Module):
         found = self._rows([self._along(number, each) for number, each in enumerate(_sums(_by_place(inputs)))])
         if other is not None:
             found += _by_place(other)
-        if activation == "relu":
-            found.relu_()
-        elif activation == "hardtanh":
-            functional.hardtanh_(found, *scalars)
+        activate(found, activation, scalars)
         return found.permute(0, 3, 1, 2)
 
     def _along(self, number: int, rows: Tensor) -> Tensor:
@@ -100,6 +106,14 @@ class RowProducts(nn.Module):
             place = found[:, number::ROWS]
             place.copy_(row[:, : place.shape[1]])
         return found
+
+
+def activate(values: Tensor, activation: str, scalars: list[float]) -> None:
+    """Apply an activation in place, by the name and the numbers that oneDNN's kernels know it by."""
+    if activation == "relu":
+        values.relu_()
+    elif activation == "hardtanh":
+        functional.hardtanh_(values, *scalars)
 
 
 def _by_place(maps: Tensor) -> Tensor:
