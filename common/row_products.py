@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROWS, TAPS, SUMS = 4, 3, 6
-FEWEST_CHANNELS = 128
+FEWEST_CHANNELS = 64
 MOST_PRODUCTS = 0.6  # of the plain convolution's
 FILTER = (
     (1 / 4, 0.0, 0.0),

@@ -67,7 +67,8 @@ def test_maps_that_leave_rows_over_are_not_worth_it(height, monkeypatch):
 def test_only_wide_plain_convolutions_in_float32_without_avx512_are_worth_it(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert is_worth_it(torch.empty(128, 128, 3, 3), PLAIN, 28)
-    assert not is_worth_it(torch.empty(128, 64, 3, 3), PLAIN, 28)
+    assert is_worth_it(torch.empty(64, 64, 3, 3), PLAIN, 28)
+    assert not is_worth_it(torch.empty(128, 48, 3, 3), PLAIN, 28)
     assert not is_worth_it(torch.empty(32, 128, 3, 3), PLAIN, 28)  # a DenseNet's
     assert not is_worth_it(torch.empty(128, 128, 3, 3, dtype=torch.bfloat16), PLAIN, 28)
     assert not is_worth_it(torch.empty(128, 128, 1, 1), [[0, 0], [1, 1], [1, 1], 1], 28)
