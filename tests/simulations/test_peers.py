@@ -82,6 +82,37 @@ def test_a_program_that_was_stopped_shows_what_it_is_slower_than():
     assert table.cells(stopped, None)[3] == ""
 
 
+def test_of_several_runs_the_median_is_shown_with_the_range():
+    found = table.median([row(table.OURS, wall) for wall in (9, 7, 8)])
+    assert table.cells(found, found)[2:5] == ("8.0 (7.0 to 9.0)", "1.0", "16.0")
+    assert table.median([row(table.OURS, wall) for wall in (9, 7)]).wall_s == 9
+    assert table.cells(table.median([row(table.OURS, 7)]), None)[2] == "7.0"
+
+
+def test_a_run_that_failed_is_not_hidden_by_others_that_did_not():
+    failed = Row("w", table.OURS, problem="ended with status 1")
+    assert table.median([row(table.OURS, 9), failed, row(table.OURS, 8)]) == failed
+
+
+@pytest.mark.parametrize(("wall_s", "runs"), [(12.0, 3), (61.0, 1)])
+def test_a_quick_fedgraft_runs_anew_after_each_program(wall_s, runs, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(peers, "lay_out", lambda work, folder: folder / "work.json")
+
+    def run(name: str, wall_s: float) -> Row:
+        told.append(name)
+        return row(name, wall_s)
+
+    monkeypatch.setattr(ours, "run", lambda *_: run(table.OURS, wall_s))
+    monkeypatch.setattr(peers, "run_peer", lambda work, program, *_: run(program.title, 100))
+    programs = peers.choice("2x20x1@32:flower,pfl-features", [])[1]
+    made = {program.peer: environments.EnvironmentNotMadeError("no") for program in programs.values()}
+    rows = peers.compare(read("2x20x1@32"), programs, made, 100.0, lambda _: None)
+    assert [each.program for each in rows] == [table.OURS, "Flower + Opacus", "pfl, precomputed features"]
+    assert told[:2] == [table.OURS, "Flower + Opacus"]
+    assert told.count(table.OURS) == runs
+
+
 def test_a_setting_may_choose_its_programs(tmp_path):
     work, programs = peers.choice("10x20x5@64:pfl-features,flower", ["flare"])
     assert (work.nodes, list(programs)) == (10, ["pfl-features", "flower"])

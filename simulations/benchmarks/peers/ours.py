@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,22 +23,23 @@ IMPORTS = "fedgraft, simulations.aside, simulations.session, simulations.report.
 
 
 def run(work: Work, folder: Path, limit_s: float) -> Row:
-    """Pack the backbone, which does not count, run the simulation, which does; its row, whatever happens."""
+    """Run the simulation with nothing in its feature cache; its row, whatever happens.
+
+    The backbone is packed before, once, which does not count.
+    """
     surroundings = os.environ | {"FEDGRAFT_CACHE": str(folder / "cache"), "OMP_WAIT_POLICY": "PASSIVE"}
     surroundings["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
     surroundings["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     fedgraft = [sys.executable, "-m", "fedgraft"]
     package, config, out = folder / "resnet18", folder / "fedgraft.toml", folder / "run"
     pack = [*fedgraft, "backbones", "pack", f"torchvision/resnet18:{work.pixels}", "--out", str(package)]
-    packed = subprocess.run(
-        [*pack, "--weights", str(folder / "resnet18.safetensors")],
-        env=surroundings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if packed.returncode:
-        return Row(work.name, OURS, problem=f"could not pack the backbone: {packed.stderr.strip()[-200:]}")
+    pack += ["--weights", str(folder / "resnet18.safetensors")]
+    if not package.exists():
+        packed = subprocess.run(pack, env=surroundings, capture_output=True, text=True, check=False)
+        if packed.returncode:
+            return Row(work.name, OURS, problem=f"could not pack the backbone: {packed.stderr.strip()[-200:]}")
+    for left in (out, folder / "cache" / "features"):
+        shutil.rmtree(left, ignore_errors=True)
     config.write_text(tomli_w.dumps(configuration(work, folder / f"{work.name}.npz", package)), encoding="utf-8")
     simulate = [*fedgraft, "simulate", str(config), "--out", str(out), "--baselines", "none"]
     measure([sys.executable, "-c", f"import {IMPORTS}"], surroundings, limit_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class Row:
         unit: of that epsilon: image or node.
         problem: why there are no figures.
         at_least_s: when it was stopped: after so long.
+        walls: wall seconds of all its runs, where it ran more than once; the row is that of the median.
     """
 
     work: str
@@ -70,6 +71,19 @@ class Row:
     unit: str = ""
     problem: str = ""
     at_least_s: float | None = None
+    walls: tuple[float, ...] = ()
+
+
+def median(rows: Sequence[Row]) -> Row:
+    """One row for several runs of a program: that of the median wall time, of an even number the longer one.
+
+    A run that failed is shown instead of any that did not.
+    """
+    failed = [row for row in rows if row.problem]
+    if failed or len(rows) == 1:
+        return (failed or rows)[0]
+    in_order = sorted(rows, key=lambda row: row.wall_s or 0.0)
+    return replace(in_order[len(rows) // 2], walls=tuple(row.wall_s or 0.0 for row in in_order))
 
 
 def cells(row: Row, ours: Row | None) -> tuple[str, ...]:
@@ -84,7 +98,7 @@ def cells(row: Row, ours: Row | None) -> tuple[str, ...]:
     return (
         row.work,
         row.program,
-        _figure(row.wall_s, 1),
+        _figure(row.wall_s, 1) + (f" ({row.walls[0]:,.1f} to {row.walls[-1]:,.1f})" if row.walls else ""),
         _ratio(row.wall_s, own.wall_s),
         _figure(row.processor_s, 1),
         _ratio(row.processor_s, own.processor_s),
