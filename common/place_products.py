@@ -87,9 +87,9 @@ class PlaceProducts(nn.Module):
         self.size = tuple(size)
         down, across = (_AXES[length] for length in size)
         self._everywhere = down.everywhere * len(across.sums) + across.everywhere
-        taps = _both(down.taps, across.taps).to(weight.device)
-        filters = torch.einsum("pt,dct->pcd", taps, weight.double().flatten(2))  # (P, C, D)
-        self.register_buffer("_filters", filters.to(weight.dtype).contiguous())
+        by_tap = weight.permute(2, 3, 1, 0).reshape(9, -1).double()  # (9, C D)
+        filters = torch.matmul(_both(down.taps, across.taps).to(by_tap), by_tap).to(weight.dtype)
+        self.register_buffer("_filters", filters.view(-1, weight.shape[1], weight.shape[0]))  # (P, C, D)
         self.register_buffer("_sums", _both(down.sums, across.sums).to(weight))
         self.register_buffer("_places", _both(down.places, across.places).to(weight))
         self.register_buffer("_bias", bias)
