@@ -3,7 +3,8 @@
 Ours goes from pixels to a cache on disk: record digests, preprocessing, network, writing. What it is compared with is
 the network alone, on inputs that lie ready, at the best of precision, layout, folding, fusing, batch, threads and
 compilation, measured in the same minutes; nothing of it happens once for all records, so it runs on a quarter of them.
-All of it takes some eight minutes of two cores that do nothing else.
+All of it takes some eight minutes of two cores that do nothing else. A processor without instructions for bfloat16, on
+which nobody would take it, runs float32 alone.
 ``FEDGRAFT_COMPILE=0`` leaves compilation out, ``FEDGRAFT_SETTINGS="resnet18:64 glyph"`` chooses networks, and
 ``FEDGRAFT_RECORDS=0.25`` takes a quarter of the records.
 """
@@ -39,7 +40,7 @@ from common.features import FeatureCache, cached_backbone
 from common.folding import fold_norms
 from common.fusing import convolutions, fuse_convolutions
 from common.grafting import Trunk, threads
-from common.precision import bfloat16_deviation, resolve
+from common.precision import bfloat16_deviation, computes_bfloat16, resolve
 from simulations.benchmarks.mobilenet import FOLDER as MOBILENETS
 
 NETWORKS = {
@@ -128,14 +129,17 @@ def _rows(reference: str, count: int) -> Iterator[tuple[str, ...]]:
     size = int(backbone.preprocessing.describe()["size"])
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size), dtype=np.uint8)
     data = LocalData(pixels, np.arange(count) % 2, ("a", "b"))
-    chosen, moved = resolve("auto", backbone, None), bfloat16_deviation(backbone, list(backbone.stages)[-1])
-    found = {precision: _race(backbone, data, precision) for precision in PRECISIONS}
+    chosen, able = resolve("auto", backbone, None), computes_bfloat16()
+    moved = bfloat16_deviation(backbone, list(backbone.stages)[-1]) if able else None
+    found = {precision: _race(backbone, data, precision) for precision in (PRECISIONS if able else PRECISIONS[:1])}
     for precision, rates in found.items():
         star, note = " (auto)" if precision == chosen else "", ""
         if precision == "bfloat16" and moved is not None:
             note = f", moves features by {moved:.1%}"
         best = _best(rates)
         yield f"{backbone.name}, {count}", precision + star + note, *_compared(rates["ours"], rates[best], rates), best
+    if not able:
+        return
     both = {f"{precision}, {name}": rate for precision, rates in found.items() for name, rate in rates.items()}
     others = {name: rate for name, rate in both.items() if not name.endswith("ours")}
     best = _best(others)
