@@ -93,14 +93,19 @@ class Wide(nn.Module):
         return found
 
 
-def test_a_network_with_wide_maps_gives_what_it_gave(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    trunk = trunk_of(Wide())
+def fused_as(kind: type[nn.Module], network: nn.Module) -> int:
+    """How many layers of a network are of this kind when it is fused; its outputs are what they were."""
+    trunk = trunk_of(network)
     fused = fuse_convolutions(trunk, prepared(), BATCH)
     assert fused is not None
-    assert sum(isinstance(part, RowProducts) for part in fused.modules()) == 2
     for part in convolutions(fused):
         part.settle(torch.float32)
     for count in (1, BATCH, BATCH + 3):
         inputs = prepared(count, seed=count)
         torch.testing.assert_close(fused(inputs), trunk(inputs), rtol=1e-4, atol=1e-4)
+    return sum(isinstance(part, kind) for part in fused.modules())
+
+
+def test_a_network_with_wide_maps_gives_what_it_gave(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert fused_as(RowProducts, Wide()) == 2
