@@ -28,7 +28,7 @@ from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
 
 __all__ = ["Ledger", "Reservation", "Spend", "Statement", "StoredReply"]
 
-REMEMBERED_LEDGERS = 32_768  # some two kilobytes each
+REMEMBERED_LEDGERS = 32_768  # a few kilobytes each
 MOST_WORDS = 500  # characters of a name or a reason in the chain
 
 _verified: OrderedDict[str, Balance] = OrderedDict()  # path -> balance of a chain verified by this process

@@ -132,9 +132,10 @@ class Words(Protocol):
 def normals_of(sources: Sequence[Randomness], size: int) -> list[NDArray[np.float64]]:
     """Draw ``size`` hardened standard normals from each source: those that it gives by itself, to the bit.
 
-    A few hundred normals take longer to ask for than to compute; those of several sources are asked for together.
+    A few hundred normals take longer to ask for than to compute; those of several sources are asked for together. A
+    source of any other class, be it one of ours with another ``normal``, is asked by itself.
     """
-    words = [each.noise_words for each in sources if isinstance(each, SystemRandomness | SeededRandomness)]
+    words = [each.noise_words for each in sources if type(each) is SystemRandomness or type(each) is SeededRandomness]
     if len(words) < len(sources):
         return [source.normal((size,)) for source in sources]
     some = max(1, 2 * SMALL // max(1, size))

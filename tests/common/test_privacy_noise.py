@@ -123,6 +123,14 @@ def test_normals_of_many_sources_are_those_of_each_by_itself(size: int) -> None:
         assert all(np.array_equal(drawn, alone.normal((size,))) for drawn in twice)
 
 
+def test_a_source_of_ours_with_normals_of_its_own_gives_those() -> None:
+    class Hardened(SystemRandomness):
+        def normal(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+            return np.full(shape, 2.0)
+
+    assert np.array_equal(normals_of([Hardened()], 5)[0], np.full(5, 2.0))
+
+
 def test_sources_of_the_system_share_no_number() -> None:
     drawn = np.concatenate(normals_of([SystemRandomness() for _ in range(40)], 650))
     assert len(np.unique(drawn)) == len(drawn) == 40 * 650

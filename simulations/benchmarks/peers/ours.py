@@ -39,7 +39,8 @@ def run(work: Work, folder: Path, limit_s: float) -> Row:
         if packed.returncode:
             return Row(work.name, OURS, problem=f"could not pack the backbone: {packed.stderr.strip()[-200:]}")
     for left in (out, folder / "cache" / "features"):
-        shutil.rmtree(left, ignore_errors=True)
+        if left.exists():
+            shutil.rmtree(left)
     config.write_text(tomli_w.dumps(configuration(work, folder / f"{work.name}.npz", package)), encoding="utf-8")
     simulate = [*fedgraft, "simulate", str(config), "--out", str(out), "--baselines", "none"]
     measure([sys.executable, "-c", f"import {IMPORTS}"], surroundings, limit_s)
