@@ -17,14 +17,14 @@ from client import egress, training
 from client.backbone_receiving import Receiver, open_receiver
 from client.home import Node, open_node
 from client.journal import words_for
-from client.last_look import permitted
+from client.last_look import Said, all_permitted
 from client.statistics import release_statistics
 from client.summing import answer_stage
 from client.timing import Pad
 from common import places, wire
 from common.errors import FederationError
 from common.grafting import threads
-from common.lockstep import Steps, one_step, to_the_end
+from common.lockstep import Asked, Steps, one_step, to_the_end
 from common.messages import Reply
 
 log = logging.getLogger("fedgraft.node")
@@ -104,7 +104,8 @@ def _in_steps(
         name = place.speaker.name
         with threads(1):
             reply = yield from work(place)
-            answer = wire.encode_reply(permitted(reply, message, place.speaker), message)
+            allowed = yield Asked(all_permitted, Said(reply, message, place.speaker))
+            answer = wire.encode_reply(allowed, message)
     except FederationError as error:
         log.warning("%s refuses: %s", name, words_for(error, simulated=places.node_folder() is None))
         answer = wire.encode_reply(egress.refuse(error), message)

@@ -6,8 +6,10 @@ examples, no text of an exception. What is not on the list does not leave.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Values = NDArray[np.float32]
+SMALL = 65_536  # numbers of a head; above, heads of several nodes gain nothing by being looked at together
 
 
 def release_hello(name: str, declared_size: int) -> Hello:
@@ -40,7 +43,7 @@ def release_update(head: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Up
     Raises:
         PrivacyError: anything but finite float32 tensors of the same names and shapes; nothing is released.
     """
-    return release_shaped(head, {name: tuple(value.shape) for name, value in sent.items()})
+    return release_updates([Leaving.like(head, sent)])[0]
 
 
 def release_shaped(head: Mapping[str, Tensor | Values], shapes: Mapping[str, tuple[int, ...]]) -> Update:
@@ -54,8 +57,67 @@ def release_shaped(head: Mapping[str, Tensor | Values], shapes: Mapping[str, tup
         raise PrivacyError("expected an update shaped as the head that was sent, got another; nothing was released")
     released = {name: _finite_copy(head[name]) for name in shapes}
     if any(value is None for value in released.values()):
-        raise PrivacyError("expected an update of finite float32 values, got others; nothing was released")
+        raise _not_finite()
     return Update(released)
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A noised head before the gate.
+
+    Attributes:
+        head: whatever a node's private steps made.
+        shapes: of the global head that the server sent, by name.
+    """
+
+    head: Mapping[str, Tensor | Values]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def like(cls, head: Mapping[str, Tensor | Values], sent: Mapping[str, Tensor]) -> Leaving:
+        """A head that must have the names and shapes of the one that was sent."""
+        return cls(head, {name: tuple(value.shape) for name, value in sent.items()})
+
+
+def release_updates(leaving: Sequence[Leaving]) -> list[Update]:
+    """Let noised heads out, each as ``release_shaped`` would; small ones of one shape are looked at together.
+
+    Raises:
+        PrivacyError: one may not leave, and none is released; ask for each by itself.
+    """
+    shapes = leaving[0].shapes
+    small = len(leaving) > 1 and sum(map(math.prod, shapes.values())) <= SMALL
+    heads = [head for each in leaving if small and (head := _tensors(each, shapes)) is not None]
+    if len(heads) < len(leaving):
+        return [release_shaped(each.head, each.shapes) for each in leaving]
+    import torch
+
+    copies = {name: torch.stack([head[name] for head in heads]).detach() for name in shapes}
+    if not all(bool(torch.isfinite(values).all()) for values in copies.values()):
+        raise _not_finite()
+    rows = {name: values.unbind() for name, values in copies.items()}
+    return [Update({name: of_all[place] for name, of_all in rows.items()}) for place in range(len(heads))]
+
+
+def _tensors(leaving: Leaving, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+    """The head, where it is a plain dict of plain float32 tensors of these shapes in the processor's memory."""
+    from torch import Tensor, float32, strided
+
+    head = leaving.head
+    if type(head) is not dict or leaving.shapes != shapes or head.keys() != shapes.keys():
+        return None
+    found: dict[str, Tensor] = {}
+    for name, value in head.items():
+        if type(value) is not Tensor or value.dtype is not float32 or value.layout is not strided or not value.is_cpu:
+            return None
+        if value.shape != shapes[name]:
+            return None
+        found[name] = value
+    return found
+
+
+def _not_finite() -> PrivacyError:
+    return PrivacyError("expected an update of finite float32 values, got others; nothing was released")
 
 
 def _is_array(value: object) -> TypeGuard[Values]:

@@ -8,6 +8,7 @@ message. It is asked twice: in the app, and by the SuperNode's process, which an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
@@ -36,6 +37,32 @@ class Speaker:
     name: str
     declared_size: int
     exact: bool = False
+
+
+@dataclass(frozen=True)
+class Said:
+    """A reply that wants to leave; attributes are the arguments of ``permitted``."""
+
+    reply: object
+    to: Message
+    speaker: Speaker
+
+
+def all_permitted(said: Sequence[Said]) -> Sequence[Reply]:
+    """Each reply as ``permitted`` lets it pass; updates are looked at together.
+
+    Raises:
+        PrivacyError: one may not leave, and none is released; ask for each by itself.
+        ProtocolError: as ``permitted``.
+    """
+    leaving = [
+        egress.Leaving(each.reply.head, wire.head_shapes(each.to))
+        for each in said
+        if type(each.reply) is Update and each.to.metadata.message_type == MessageType.TRAIN
+    ]
+    if len(leaving) == len(said):
+        return egress.release_updates(leaving)
+    return [permitted(each.reply, each.to, each.speaker) for each in said]
 
 
 def permitted(reply: object, to: Message, speaker: Speaker) -> Reply:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.clipping import ClippedSum
@@ -25,6 +25,8 @@ from common.tasks import PerUnitLoss
 from common.token_heads import TokenLinear
 
 __all__ = ["Batch", "ClippedSum", "Noising", "clipped_sum", "clipped_sums", "noisy_gradient", "noisy_gradients"]
+
+Layout = tuple[tuple[str, torch.Size], ...]
 
 
 @dataclass(frozen=True)
@@ -147,28 +149,26 @@ def noisy_gradients(asked: Sequence[Noising]) -> list[dict[str, Tensor]]:
     """The noisy gradient of each sum, the same bit for bit as by itself; errors as in ``noisy_gradient``."""
     for each in asked:
         each.check()  # before anything is drawn
-    totals = [_end_to_end(each.clipped) for each in asked]
+    layouts: dict[Layout, list[int]] = defaultdict(list)
+    for place, each in enumerate(asked):
+        layouts[tuple((name, each.clipped.values[name].shape) for name in sorted(each.clipped.values))].append(place)
     found: dict[int, dict[str, Tensor]] = {}
-    for size in {len(total) for total in totals}:
-        places = [place for place, total in enumerate(totals) if len(total) == size]
-        drawn = normals_of([asked[place].randomness for place in places], size)
-        found |= {
-            place: _noised(asked[place], totals[place], noise) for place, noise in zip(places, drawn, strict=True)
-        }
+    for layout, places in layouts.items():
+        found.update(zip(places, _noised([asked[place] for place in places], layout), strict=True))
     return [found[place] for place in range(len(asked))]
 
 
-def _end_to_end(clipped: ClippedSum) -> NDArray[np.float64]:
-    return np.concatenate([clipped.values[name].numpy().reshape(-1) for name in sorted(clipped.values)])
-
-
-def _noised(asked: Noising, total: NDArray[np.float64], noise: NDArray[np.float64]) -> dict[str, Tensor]:
-    terms, values = asked.plan.terms, asked.clipped.values
-    total += terms.clipping_norm * terms.noise_multiplier * noise
-    total /= asked.plan.expected_batch
-    names = sorted(values)
-    places = itertools.pairwise(itertools.accumulate((values[name].numel() for name in names), initial=0))
-    return {
-        name: torch.from_numpy(total[start:end]).view_as(values[name])
-        for name, (start, end) in zip(names, places, strict=True)
+def _noised(asked: Sequence[Noising], layout: Layout) -> list[dict[str, Tensor]]:
+    """The noisy gradients of sums over the same parameters."""
+    sums = [each.clipped.values[name].numpy().reshape(-1) for each in asked for name, _ in layout]
+    totals = np.concatenate(sums).reshape(len(asked), -1)
+    noise = normals_of([each.randomness for each in asked], totals.shape[1])
+    for total, drawn, plan in zip(totals, noise, (each.plan for each in asked), strict=True):
+        total += plan.terms.clipping_norm * plan.terms.noise_multiplier * drawn
+        total /= plan.expected_batch
+    places = itertools.pairwise(itertools.accumulate((shape.numel() for _, shape in layout), initial=0))
+    rows = {
+        name: torch.from_numpy(totals[:, start:end]).view(len(asked), *shape).unbind()
+        for (name, shape), (start, end) in zip(layout, places, strict=True)
     }
+    return [{name: of_all[place] for name, of_all in rows.items()} for place in range(len(asked))]

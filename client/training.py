@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import safetensors.numpy
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from client import egress
 from client.caps import check_whole
+from client.descent import Step, descend
 from client.home import Node, Records, check_backbone
 from client.ledger import Spend, StoredReply
 from client.mechanism import Batch, ClippedSum, Noising, clipped_sums, noisy_gradients
 from client.patient_sums import draw, patient_clipped_sum
 from common.errors import ConfigError, PrivacyError, ProtocolError
-from common.heads import arrays_digests
+from common.heads import arrays_digests, load_arrays, trained_arrays
 from common.lockstep import Asked, Steps, to_the_end
 from common.messages import EvaluateTask, Hello, Metrics, Offer, TrainTask, Update
 from common.model import make_head, shared_head, trained_head
@@ -81,8 +79,7 @@ def round_in_steps(task: TrainTask, node: Node) -> Steps[Update]:
         yield None
         records = node.records(task.offer.model)  # sensitive from here
         head = yield from update_in_steps(module, task, records, plan, node.randomness(task.round))
-        yield None
-        update = egress.release_update(head, task.head)
+        update: Update = yield Asked(egress.release_updates, egress.Leaving.like(head, task.head))
         reply = safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()})
         yield None
         if (settled := ledger.settle(reservation, reply)) != reply:
@@ -135,15 +132,16 @@ def update_in_steps(
         The new head, name to float32 tensor.
     """
     loss = task_named(task.offer.model.task).loss
-    trained = {name: value.detach() for name, value in head.named_parameters() if value.requires_grad}
-    if plan.terms.steps_per_round == 1:
-        trained = {name: value.clone() for name, value in trained.items()}
+    trained = trained_arrays(head)
+    reached: dict[str, Tensor] = {}
     sampling, noise = randomness
     for _ in range(plan.terms.steps_per_round):
         clipped = yield from sampled_sum_in_steps(head, loss, records, plan.terms, sampling)
         gradient = yield Asked(noisy_gradients, Noising(clipped, plan, noise))
-        _descend(trained, gradient, task)
-    return {name: _bounded(value) for name, value in trained.items()}
+        reached = yield Asked(descend, Step(trained, gradient, task))
+        if plan.terms.steps_per_round > 1:
+            load_arrays(head, reached)
+    return reached
 
 
 def sampled_sum(
@@ -165,25 +163,6 @@ def sampled_sum_in_steps(
         raise PrivacyError('the plan protects one patient, and the data name none; use unit "record", or name them')
     drawn, sizes = draw(records.patients, terms.sampling_rate, terms.records_per_unit, sampling)
     return patient_clipped_sum(head, loss, *records.take(drawn), sizes, terms.clipping_norm)
-
-
-def _descend(trained: Mapping[str, Tensor], gradient: Mapping[str, Tensor], task: TrainTask) -> None:
-    """One step down the gradient, in place: in float64, then rounded once."""
-    with np.errstate(all="ignore"):  # what is not finite is bounded in the end
-        for name, parameter in trained.items():
-            value, slope = parameter.numpy(), gradient[name].numpy()
-            if task.proximal_mu:
-                slope = slope + task.proximal_mu * (value - task.head[name].numpy())
-            value -= task.learning_rate * slope
-
-
-def _bounded(values: Tensor) -> Tensor:
-    """Finite values, whatever the learning rate: a round that was paid for must not be refused for what its noise was.
-
-    The refusal would be an answer about a draw that nobody pays for, and the next try would draw anew.
-    """
-    limits = torch.finfo(values.dtype)
-    return values.nan_to_num(nan=0.0, posinf=limits.max, neginf=limits.min)
 
 
 def evaluate(task: EvaluateTask, node: Node) -> Metrics:

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,18 @@ def _mlp(features: int, classes: int, hidden: int, seed: int) -> nn.Sequential:
 def head_arrays(head: nn.Module) -> dict[str, Tensor]:
     """Copy the trainable parameters of a head, by name; nothing else of it ever travels."""
     return {name: value.detach().clone() for name, value in head.named_parameters() if value.requires_grad}
+
+
+def trained_arrays(head: nn.Module) -> Mapping[str, Tensor]:
+    """The trainable parameters of a head themselves, by name; who they are is found out once for each head."""
+    found = _trained.get(head)
+    if found is None:
+        found = {name: value.detach() for name, value in head.named_parameters() if value.requires_grad}
+        _trained[head] = found
+    return found
+
+
+_trained: WeakKeyDictionary[nn.Module, Mapping[str, Tensor]] = WeakKeyDictionary()
 
 
 def load_arrays(head: nn.Module, arrays: Mapping[str, Tensor]) -> None:

@@ -157,9 +157,10 @@ class Link:
         asked = list(messages)
         failed = {name_of[message.metadata.dst_node_id]: "no reply" for message in asked}
         unfit: dict[str, str] = {}
+        shapes = _shapes(head)
         for node_id, message in self._exchange(asked, _bytes_of(head)):
             name = name_of[node_id]
-            reply = _shaped(_decode(message), head)
+            reply = _shaped(_decode(message), shapes)
             if isinstance(reply, Update) and isinstance(message, Message):
                 updates[name] = _in_order(message, reply.head, head)
                 del failed[name]
@@ -377,9 +378,9 @@ def _decode(message: Message | ProtocolError) -> Reply:
         return Unfit(Reason.PROTOCOL, str(error)[:MOST_WORDS])
 
 
-def _shaped(reply: Reply, head: Mapping[str, Tensor]) -> Reply:
+def _shaped(reply: Reply, shapes: Mapping[str, tuple[int, ...]]) -> Reply:
     """The reply to a training message; an update of another shape is none."""
-    if isinstance(reply, Refusal) or (isinstance(reply, Update) and _shapes(reply.head) == _shapes(head)):
+    if isinstance(reply, Refusal) or (isinstance(reply, Update) and _shapes(reply.head) == shapes):
         return reply
     kind = type(reply).__name__.lower()
     return Unfit(

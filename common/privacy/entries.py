@@ -68,8 +68,11 @@ class LedgerEntry:
 
 def make_entry(position: int, previous: str, kind: str, body: Mapping[str, Any]) -> LedgerEntry:
     """Write the entry that follows ``previous``."""
-    text = canonical_json({**body, "kind": kind, "position": position, "previous": previous})
-    return LedgerEntry(position, text, entry_hash(text))
+    whole = {**body, "kind": kind, "position": position, "previous": previous}
+    text = canonical_json(whole)
+    entry = LedgerEntry(position, text, entry_hash(text))
+    vars(entry)["body"] = whole  # need not be read from the text that was made of it
+    return entry
 
 
 def entry_hash(text: str) -> str:

@@ -53,20 +53,84 @@ def test_what_leaves_is_a_copy_of_the_kind_that_came(kind: Callable[[torch.Tenso
     }
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        {},
-        {"weight": torch.zeros(2, 3)},
-        {**SENT, "running_mean": torch.zeros(3)},
-        {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)},
-        {"weight": torch.zeros(2, 3, dtype=torch.float64), "bias": torch.zeros(2)},
-        {"weight": torch.full((2, 3), float("nan")), "bias": torch.zeros(2)},
-    ],
-)
-def test_any_other_update_stays(head: dict[str, torch.Tensor]) -> None:
+NOT_ALLOWED: list[Any] = [
+    {},
+    {"weight": torch.zeros(2, 3)},
+    {**SENT, "running_mean": torch.zeros(3)},
+    {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)},
+    {"weight": torch.zeros(2, 3, dtype=torch.float64), "bias": torch.zeros(2)},
+    {"weight": torch.zeros(2, 3, dtype=torch.float16), "bias": torch.zeros(2)},
+    {"weight": torch.full((2, 3), float("nan")), "bias": torch.zeros(2)},
+    {"weight": torch.zeros(2, 3), "bias": torch.full((2,), -float("inf"))},
+    {"weight": "patient-4711", "bias": torch.zeros(2)},
+    "patient-4711",
+    None,
+]
+
+
+@pytest.mark.parametrize("head", NOT_ALLOWED)
+def test_any_other_update_stays(head: Any) -> None:
     with pytest.raises(PrivacyError, match="nothing was released"):
         egress.release_update(head, SENT)
+
+
+def moved(by: float) -> dict[str, torch.Tensor]:
+    return {name: value + by for name, value in SENT.items()}
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("head", NOT_ALLOWED)
+def test_any_other_update_stays_in_company_too(head: Any, place: int) -> None:
+    heads = [moved(1), moved(2)]
+    heads.insert(place, head)
+    with pytest.raises(PrivacyError, match="nothing was released"):
+        egress.release_updates([egress.Leaving.like(each, SENT) for each in heads])
+
+
+def test_updates_that_leave_together_are_copies_and_each_is_its_own() -> None:
+    heads: list[dict[str, torch.Tensor]] = [moved(1), {"bias": SENT["bias"] + 2, "weight": SENT["weight"] + 2}]
+    heads[1] = {name: nn.Parameter(value) for name, value in heads[1].items()}  # of another class: looked at alone
+    for together in (heads, [moved(1), moved(2)]):
+        updates = egress.release_updates([egress.Leaving.like(each, SENT) for each in together])
+        with torch.no_grad():
+            for value in together[0].values():
+                value[...] = 7
+        updates[0].head["weight"][...] = 5
+        assert all((value == 2).all() for value in updates[1].head.values())
+        assert (updates[0].head["bias"] == 1).all()
+        assert [list(each.head) for each in updates] == [list(SENT)] * 2
+        assert not any(value.requires_grad for each in updates for value in each.head.values())
+
+
+def test_updates_to_heads_of_different_shapes_leave_together() -> None:
+    other = {"weight": torch.zeros(4, 1), "bias": torch.zeros(4)}
+    leaving = [egress.Leaving.like(moved(1), SENT), egress.Leaving.like(other, other)]
+    assert [tuple(each.head["weight"].shape) for each in egress.release_updates(leaving)] == [(2, 3), (4, 1)]
+
+
+def test_what_needs_a_gradient_leaves_without_it() -> None:
+    heads = [{name: value.requires_grad_() for name, value in moved(by).items()} for by in (1, 2)]
+    updates = egress.release_updates([egress.Leaving.like(each, SENT) for each in heads])
+    assert not any(value.requires_grad for each in updates for value in each.head.values())
+
+
+class Disguised(dict[str, torch.Tensor]):
+    """Shows the gate something else than it holds."""
+
+    def keys(self) -> Any:
+        """Names that are asked for."""
+        return SENT.keys()
+
+    def items(self) -> Any:
+        """Zeros of the shapes that are asked for."""
+        return SENT.items()
+
+
+def test_a_head_in_disguise_gets_no_further_in_company_than_alone() -> None:
+    head = Disguised({**moved(1), "extra": torch.ones(3)})
+    for company in ([], [moved(1)]):
+        released = egress.release_updates([egress.Leaving.like(each, SENT) for each in [head, *company]])
+        assert set(released[0].head) == set(SENT)
 
 
 @pytest.mark.parametrize(("policy", "simulated"), [("none", True), ("none", False), ("exact", False)])

@@ -25,12 +25,13 @@ import client.app
 from client import supernode
 from client.gateway import Gateway
 from client.home import open_node, simulated_in_process
-from client.last_look import Speaker, permitted
+from client.last_look import Said, Speaker, all_permitted, permitted
 from client.node_config import NODE_TOML
 from common import wire
 from common.backbones.parcel import Contents, Part
 from common.config import to_flat
 from common.errors import ConfigError, PrivacyError, ProtocolError
+from common.lockstep import Steps, one_step, together
 from common.message_objects import message_from_objects
 from common.messages import Hello, Holding, Metrics, Reason, Refusal, Statistics, SumAnswer, SumTask, Update
 from common.noised_moments import SENSITIVITY, Sketch, StatisticsTask, packed_size
@@ -160,6 +161,42 @@ def test_whatever_an_app_returns_or_raises_only_listed_values_leave(
         size = open_node(1, context.run_config, context.node_config).declared_size
         reply = client.app._answer(asked(kind), context, work)
     assert is_listed(reply, kind, exact=exact, name="node-0", size=size)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 2), result=st.one_of(replies, errors.map(lambda kind: kind(SECRET))))
+def test_whatever_one_node_returns_the_nodes_beside_it_are_answered_as_ever(
+    place: int, result: Any, tmp_path: Path
+) -> None:
+    """A simulation asks the gate for many nodes at once."""
+
+    def steps(node: int) -> Steps[Message]:
+        def work(_: object) -> Any:
+            if node == place and isinstance(result, Exception):
+                raise result
+            return result if node == place else Update(whole_head(1.0 + node))
+
+        context = Context(1, 2 + node, {"partition-id": node}, RecordDict(), to_flat(config))
+        return client.app._in_steps(
+            client.app._opener(context, None), asked("train"), lambda found: one_step(lambda: work(found))
+        )
+
+    config = small_config(evaluation={"node_metrics": "none"})
+    with simulated_in_process(tmp_path):
+        left = together([steps(node) for node in range(3)])
+        size = open_node(1, to_flat(config), {"partition-id": place}).declared_size
+    assert is_listed(left[place], "train", exact=False, name=f"node-{place}", size=size)
+    for node in {0, 1, 2} - {place}:
+        head = wire.decode_head(left[node].content.array_records[wire.ARRAYS])
+        assert all((value == 1.0 + node).all() for value in head.values())
+
+
+def test_what_is_asked_of_many_nodes_leaves_as_from_each() -> None:
+    speaker, several = Speaker(NAME, SIZE, exact=True), [*KINDS, "train", "train"]
+    left = all_permitted([Said(RELEASED[kind], asked(kind), speaker) for kind in several])
+    assert [type(reply) for reply in left] == [type(RELEASED[kind]) for kind in several]
+    with pytest.raises(PrivacyError, match="nothing was released"):
+        all_permitted([Said(RELEASED["train"], asked(kind), speaker) for kind in ("train", "evaluate")])
 
 
 RELEASED: dict[str, Any] = {

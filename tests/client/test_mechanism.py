@@ -346,16 +346,18 @@ def test_a_sum_clipped_to_another_norm_gets_no_noise_of_this_plan() -> None:
 
 
 def test_sums_of_many_nodes_are_noised_as_each_by_itself() -> None:
-    """Heads of two sizes among them, and plans of different divisors and deviations."""
-    features, targets = draw(1, 7, 4, 3, 1.0)
-    heads = [linear(4, 3, bias) for bias in (True, False, True)]
-    sums = [clipped_sum(head, classification_loss, features, targets, 2.0) for head in heads]
-    plans = [plan(), plan(sigma=5.0), plan(size=900)]
+    """Heads of two sizes among them, and of one size but two layouts; plans of different divisors and deviations."""
+    heads = [linear(4, 3, bias) for bias in (True, False, True)] + [linear(2, 6, bias=False)]
+    sums = [
+        clipped_sum(head, classification_loss, *draw(1, 7, head.in_features, head.out_features, 1.0), 2.0)
+        for head in heads
+    ]
+    plans = [plan(), plan(sigma=5.0), plan(size=900), plan(size=300)]
 
     def randomness(node: int) -> SeededRandomness:
         return SeededRandomness(1, f"node-{node}", 1, "train")
 
-    asked = [Noising(sums[node], plans[node], randomness(node)) for node in range(3)]
+    asked = [Noising(sums[node], plans[node], randomness(node)) for node in range(4)]
     for node, together in enumerate(noisy_gradients(asked)):
         alone = noisy_gradient(sums[node], plans[node], randomness(node))
         assert list(together) == list(alone)

@@ -91,8 +91,8 @@ _INSERTIONS = (
     ),
     (
         "client/training.py",
-        "        update = egress.release_update(head, task.head)\n",
-        '        reached("after-training", task.round)\n        update = egress.release_update(head, task.head)\n',
+        "        update: Update = yield Asked(",
+        '        reached("after-training", task.round)\n        update: Update = yield Asked(',
     ),
     (
         "client/training.py",
