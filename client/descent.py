@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.lockstep import SMALL
 from common.messages import TrainTask
 
 LARGEST = torch.finfo(torch.float32).max
-SMALL = 65_536  # numbers of a head; above, steps of several nodes gain nothing by being taken together
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def _stacked(values: list[Tensor]) -> Tensor:
     return values[0].unsqueeze(0) if len(values) == 1 else torch.stack(values)
 
 
-def _shapes(head: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in head.items()}
+def _shapes(head: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    return [(name, value.shape) for name, value in head.items()]
 
 
 def _is_small(head: Mapping[str, Tensor]) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from common.backbones.parcel import Contents
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError
+from common.lockstep import SMALL
 from common.messages import Hello, Holding, Metrics, Reason, Refusal, Statistics, SumAnswer, Update
 from common.secagg.messages import Stage, check_reply
 from common.secagg.session import SumTerms
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Values = NDArray[np.float32]
-SMALL = 65_536  # numbers of a head; above, heads of several nodes gain nothing by being looked at together
 
 
 def release_hello(name: str, declared_size: int) -> Hello:
@@ -43,7 +43,8 @@ def release_update(head: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Up
     Raises:
         PrivacyError: anything but finite float32 tensors of the same names and shapes; nothing is released.
     """
-    return release_updates([Leaving.like(head, sent)])[0]
+    leaving = Leaving.like(head, sent)
+    return release_shaped(leaving.head, leaving.shapes)
 
 
 def release_shaped(head: Mapping[str, Tensor | Values], shapes: Mapping[str, tuple[int, ...]]) -> Update:
@@ -80,37 +81,36 @@ class Leaving:
 
 
 def release_updates(leaving: Sequence[Leaving]) -> list[Update]:
-    """Let noised heads out, each as ``release_shaped`` would; small ones of one shape are looked at together.
+    """Let noised heads out, each as ``release_shaped`` does; small ones of one shape are looked at together.
 
     Raises:
         PrivacyError: one may not leave, and none is released; ask for each by itself.
     """
-    shapes = leaving[0].shapes
-    small = len(leaving) > 1 and sum(map(math.prod, shapes.values())) <= SMALL
-    heads = [head for each in leaving if small and (head := _tensors(each, shapes)) is not None]
+    small = len(leaving) > 1 and sum(map(math.prod, leaving[0].shapes.values())) <= SMALL
+    heads = [head for each in leaving if small and (head := _tensors(each, leaving[0].shapes)) is not None]
     if len(heads) < len(leaving):
         return [release_shaped(each.head, each.shapes) for each in leaving]
-    import torch
+    from torch import from_numpy
 
-    copies = {name: torch.stack([head[name] for head in heads]).detach() for name in shapes}
-    if not all(bool(torch.isfinite(values).all()) for values in copies.values()):
+    copies = [{name: value.detach().numpy().copy() for name, value in head.items()} for head in heads]
+    if not _is_finite(np.concatenate([value.reshape(-1) for copied in copies for value in copied.values()])):
         raise _not_finite()
-    rows = {name: values.unbind() for name, values in copies.items()}
-    return [Update({name: of_all[place] for name, of_all in rows.items()}) for place in range(len(heads))]
+    return [Update({name: from_numpy(value) for name, value in copied.items()}) for copied in copies]
 
 
 def _tensors(leaving: Leaving, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
-    """The head, where it is a plain dict of plain float32 tensors of these shapes in the processor's memory."""
+    """The head in its order, where it is a plain dict of plain float32 tensors of these shapes, on the processor."""
     from torch import Tensor, float32, strided
 
     head = leaving.head
-    if type(head) is not dict or leaving.shapes != shapes or head.keys() != shapes.keys():
+    if type(head) is not dict or [*leaving.shapes.items()] != [*shapes.items()] or head.keys() != shapes.keys():
         return None
     found: dict[str, Tensor] = {}
-    for name, value in head.items():
+    for name, shape in shapes.items():
+        value = head[name]
         if type(value) is not Tensor or value.dtype is not float32 or value.layout is not strided or not value.is_cpu:
             return None
-        if value.shape != shapes[name]:
+        if value.shape != shape:
             return None
         found[name] = value
     return found

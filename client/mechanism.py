@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.clipping import ClippedSum
@@ -148,20 +149,26 @@ def noisy_gradient(clipped: ClippedSum, plan: PrivacyPlan, randomness: Randomnes
 def noisy_gradients(asked: Sequence[Noising]) -> list[dict[str, Tensor]]:
     """The noisy gradient of each sum, the same bit for bit as by itself; errors as in ``noisy_gradient``."""
     for each in asked:
-        each.check()  # before anything is drawn
+        each.check()
     layouts: dict[Layout, list[int]] = defaultdict(list)
     for place, each in enumerate(asked):
         layouts[tuple((name, each.clipped.values[name].shape) for name in sorted(each.clipped.values))].append(place)
+    # nothing is drawn before all sums are at hand: who asks again must find the same noise
+    totals = {layout: _end_to_end([asked[place] for place in places], layout) for layout, places in layouts.items()}
     found: dict[int, dict[str, Tensor]] = {}
     for layout, places in layouts.items():
-        found.update(zip(places, _noised([asked[place] for place in places], layout), strict=True))
+        found.update(zip(places, _noised([asked[place] for place in places], totals[layout], layout), strict=True))
     return [found[place] for place in range(len(asked))]
 
 
-def _noised(asked: Sequence[Noising], layout: Layout) -> list[dict[str, Tensor]]:
-    """The noisy gradients of sums over the same parameters."""
+def _end_to_end(asked: Sequence[Noising], layout: Layout) -> NDArray[np.float64]:
+    """Sums over the same parameters, one row for each."""
     sums = [each.clipped.values[name].numpy().reshape(-1) for each in asked for name, _ in layout]
-    totals = np.concatenate(sums).reshape(len(asked), -1)
+    return np.concatenate(sums).reshape(len(asked), -1)
+
+
+def _noised(asked: Sequence[Noising], totals: NDArray[np.float64], layout: Layout) -> list[dict[str, Tensor]]:
+    """The noisy gradients of these sums, whose rows are overwritten."""
     noise = normals_of([each.randomness for each in asked], totals.shape[1])
     for total, drawn, plan in zip(totals, noise, (each.plan for each in asked), strict=True):
         total += plan.terms.clipping_norm * plan.terms.noise_multiplier * drawn

@@ -8,9 +8,10 @@ computes on the device "meta" without them asks for it by ``complete_torch``: th
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -28,7 +29,8 @@ def import_torch() -> None:
         return
     sys.modules[REGISTRATIONS] = ModuleType(REGISTRATIONS)
     try:
-        torch = importlib.import_module("torch")
+        with _frames_by_name():
+            torch = importlib.import_module("torch")
     finally:
         del sys.modules[REGISTRATIONS]
     with suppress(AttributeError):
@@ -36,6 +38,25 @@ def import_torch() -> None:
     # what comes with it does so on its way, and until then there are no generators
     torch._C._set_generator_metaclass(importlib.import_module("torch._custom_class_base").CustomClassBaseMeta)
     sys.meta_path.insert(0, _Completing())
+
+
+@contextmanager
+def _frames_by_name() -> Iterator[None]:
+    """Say of a frame which module it is in, without looking all modules and their files through as Python does.
+
+    PyTorch asks for it where it defines operators in Python, to note where that was.
+    """
+    looked_up = inspect.getmodule
+
+    def module_of(thing: object, _filename: str | None = None) -> ModuleType | None:
+        named = sys.modules.get(thing.f_globals.get("__name__", "")) if inspect.isframe(thing) else None
+        return looked_up(thing, _filename) if named is None else named
+
+    inspect.getmodule = module_of  # type: ignore[assignment]  # it is called by position
+    try:
+        yield
+    finally:
+        inspect.getmodule = looked_up
 
 
 def _known() -> bool:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+SMALL = 65_536  # numbers, above which what is asked for many gains nothing by being done by the same calls
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.descent import LARGEST, SMALL, Step, descend
+from client.descent import LARGEST, Step, descend
+from common.lockstep import SMALL
 from common.messages import TrainTask
 from tests.federations import small_task
 

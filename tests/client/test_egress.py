@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
+import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from hypothesis import HealthCheck, given, settings
@@ -106,6 +108,27 @@ def test_updates_to_heads_of_different_shapes_leave_together() -> None:
     other = {"weight": torch.zeros(4, 1), "bias": torch.zeros(4)}
     leaving = [egress.Leaving.like(moved(1), SENT), egress.Leaving.like(other, other)]
     assert [tuple(each.head["weight"].shape) for each in egress.release_updates(leaving)] == [(2, 3), (4, 1)]
+
+
+def test_updates_that_leave_together_are_laid_out_as_each_by_itself() -> None:
+    """Ledgers store the bytes in the order of memory."""
+    sent = {"kernel": torch.zeros(2, 4, 3, 2)}
+    head = {"kernel": torch.arange(48.0).view(2, 4, 3, 2).contiguous(memory_format=torch.channels_last)}
+    for company in (1, 2):
+        update = egress.release_updates([egress.Leaving.like(head, sent)] * company)[0]
+        saved = safetensors.numpy.save({name: value.numpy() for name, value in update.head.items()})
+        assert torch.equal(safetensors.torch.load(saved)["kernel"], head["kernel"])
+
+
+def test_an_update_that_leaves_in_company_holds_no_value_of_another() -> None:
+    for update in egress.release_updates([egress.Leaving.like(moved(by), SENT) for by in (1, 2)]):
+        assert all(value.untyped_storage().nbytes() == 4 * value.numel() for value in update.head.values())
+
+
+def test_names_keep_the_order_that_each_was_sent() -> None:
+    reverse = dict(reversed(SENT.items()))
+    leaving = [egress.Leaving.like(moved(1), SENT), egress.Leaving.like(moved(2), reverse)]
+    assert [list(each.head) for each in egress.release_updates(leaving)] == [list(SENT), list(reverse)]
 
 
 def test_what_needs_a_gradient_leaves_without_it() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -19,7 +20,8 @@ from opacus.accountants import PRVAccountant
 from client.ledger import Ledger, Reservation, Spend, Statement, StoredReply
 from common.errors import ConfigError, FederationError, PrivacyError
 from common.privacy.accountant import Event, epsilon_by_round, epsilon_pld, epsilon_rdp, noise_multiplier_for
-from common.privacy.entries import entry_hash, read_entries, verify_chain
+from common.privacy.canonical import canonical_json
+from common.privacy.entries import LedgerEntry, entry_hash, make_entry, read_entries, verify_chain
 from common.privacy.plan import PrivacyPlan, PrivacyTerms
 from common.privacy.statement import statement_of
 
@@ -104,6 +106,24 @@ def test_the_cap_refuses_the_round_that_would_pass_it_and_charges_nothing(ledger
     with pytest.raises(PrivacyError, match="would make it"):
         ledger.reserve(spend(11), PLAN)
     assert ledger.statement() == before
+
+
+def test_what_an_entry_says_in_memory_is_what_its_text_says(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[LedgerEntry] = []
+
+    def spied(*arguments: Any) -> LedgerEntry:
+        made.append(make_entry(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("client.ledger.make_entry", spied)
+    with open_ledger(path) as ledger:
+        play(ledger, 2)
+    with open_ledger(path, cap=9.5) as ledger:
+        ledger.raise_cap("Dr. North", "the board agreed")
+    assert {entry.kind for entry in made} == {"opened", "plan", "reserve", "commit", "cap"}
+    for entry, stored in zip(made, read_entries(path), strict=True):
+        assert (entry, entry.body) == (stored, stored.body)
+        assert canonical_json(entry.body) == canonical_json(stored.body)  # 1 is 1.0 to Python, not here
 
 
 def test_an_empty_batch_costs_what_any_round_costs(ledger: Ledger) -> None:

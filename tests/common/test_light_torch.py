@@ -96,3 +96,15 @@ from common.backbones.module_family import load
 load("module/mine:net")
 """
     assert said_by(code) == "(2, 4, 6, 6)"
+
+
+def test_where_an_operator_was_defined_is_noted_as_ever():
+    code = """
+import inspect
+from torch._library.simple_registry import singleton
+entries = {name: entry.fake_impl.kernel for name, entry in singleton._data.items() if "prims::" not in name}
+print(inspect.getmodule.__module__, sorted((name, kernel.source) for name, kernel in entries.items() if kernel))
+"""
+    noted = said_by(LIGHT + code)
+    assert noted == said_by(f"import torch\n{code}")
+    assert ".py:" in noted
