@@ -1,9 +1,10 @@
-"""Importing what takes long: without looking for garbage in it, or not before it is used."""
+"""Importing what takes long: without looking for garbage in it, or all modules through, or not before it is used."""
 
 from __future__ import annotations
 
 import gc
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,25 @@ def without_collecting() -> Iterator[None]:
             gc.freeze()
         if collects:
             gc.enable()
+
+
+@contextmanager
+def frames_by_name() -> Iterator[None]:
+    """Say of a frame which module it is in, without looking all modules and their files through as Python does.
+
+    PyTorch and torchvision ask for it where they define operators in Python, to note where that was.
+    """
+    looked_up = inspect.getmodule
+
+    def module_of(thing: object, _filename: str | None = None) -> ModuleType | None:
+        named = sys.modules.get(thing.f_globals.get("__name__", "")) if inspect.isframe(thing) else None
+        return looked_up(thing, _filename) if named is None else named
+
+    inspect.getmodule = module_of  # type: ignore[assignment]  # it is called by position
+    try:
+        yield
+    finally:
+        inspect.getmodule = looked_up
 
 
 def import_when_used(name: str) -> None:

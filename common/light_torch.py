@@ -8,14 +8,15 @@ computes on the device "meta" without them asks for it by ``complete_torch``: th
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from common.importing import frames_by_name
 
 REGISTRATIONS = "torch._meta_registrations"
 PARTS = frozenset({"torch._decomp", "torch._prims", "torch._refs"})  # come with it, and can only be imported by it
@@ -29,7 +30,7 @@ def import_torch() -> None:
         return
     sys.modules[REGISTRATIONS] = ModuleType(REGISTRATIONS)
     try:
-        with _frames_by_name():
+        with frames_by_name():
             torch = importlib.import_module("torch")
     finally:
         del sys.modules[REGISTRATIONS]
@@ -38,25 +39,6 @@ def import_torch() -> None:
     # what comes with it does so on its way, and until then there are no generators
     torch._C._set_generator_metaclass(importlib.import_module("torch._custom_class_base").CustomClassBaseMeta)
     sys.meta_path.insert(0, _Completing())
-
-
-@contextmanager
-def _frames_by_name() -> Iterator[None]:
-    """Say of a frame which module it is in, without looking all modules and their files through as Python does.
-
-    PyTorch asks for it where it defines operators in Python, to note where that was.
-    """
-    looked_up = inspect.getmodule
-
-    def module_of(thing: object, _filename: str | None = None) -> ModuleType | None:
-        named = sys.modules.get(thing.f_globals.get("__name__", "")) if inspect.isframe(thing) else None
-        return looked_up(thing, _filename) if named is None else named
-
-    inspect.getmodule = module_of  # type: ignore[assignment]  # it is called by position
-    try:
-        yield
-    finally:
-        inspect.getmodule = looked_up
 
 
 def _known() -> bool:

@@ -33,7 +33,7 @@ def files(backbone: Backbone) -> dict[str, bytes]:
 
 
 def rebuild(
-    description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int
+    description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int | None
 ) -> tuple[Mapping[str, nn.Module], Preprocessing]:
     """The stages with random weights, and the preprocessing, of what ``describe`` and ``files`` said.
 
@@ -50,5 +50,5 @@ def rebuild(
                 raise ConfigError(f"expected files of a model in the package, got the name {name!r}; do not use it")
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
-        made = load(f"hf/{folder}{'' if length is None else f':{length}'}@random-{seed}")
+        made = load(f"hf/{folder}{'' if length is None else f':{length}'}@random-{seed or 0}")
     return made.stages, made.preprocessing

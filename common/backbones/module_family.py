@@ -88,7 +88,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 
 
 def rebuild(
-    description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int
+    description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int | None
 ) -> tuple[dict[str, nn.Module], Preprocessing]:
     """The stages with random weights, and the preprocessing, of what ``describe`` described.
 
@@ -102,7 +102,8 @@ def rebuild(
             f"the factory {description['factory']} makes another network here than the one that was packed; "
             "install the version of it that was packed"
         )
-    _draw(stages, seed)
+    if seed is not None:
+        _draw(stages, seed)
     return stages, made.preprocessing
 
 

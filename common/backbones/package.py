@@ -78,7 +78,7 @@ def load(reference: str) -> Backbone:
         ConfigError: there is no package, a byte of it has changed, or this version cannot build its network.
     """
     facts, content = _checked(_folder(reference))
-    stages, preprocessing = _rebuilt(facts, content, seed=0)
+    stages, preprocessing = _rebuilt(facts, content, seed=None)
     backbone = Backbone(reference, stages, preprocessing, facts.licence, facts.trained_on, facts.digest)
     tensors = _tensors(reference, content[WEIGHTS])
     if facts.stages[-1] == STAGE and f"{STAGE}.mean" in tensors:
@@ -134,8 +134,8 @@ def _family(name: Any) -> Any:
     return importlib.import_module(_FAMILIES[name])
 
 
-def _rebuilt(facts: PackageFacts, content: Mapping[str, bytes], seed: int) -> tuple[dict[str, nn.Module], Any]:
-    """Stages with random weights, and the preprocessing, which must be what was packed."""
+def _rebuilt(facts: PackageFacts, content: Mapping[str, bytes], seed: int | None) -> tuple[dict[str, nn.Module], Any]:
+    """Stages with random weights, or with any or none for no seed, and the preprocessing, which must be as packed."""
     others = {name: data for name, data in content.items() if name != WEIGHTS}
     family = _family(facts.builder.get("family"))
     try:
@@ -159,7 +159,12 @@ def _lay(reference: str, stages: Mapping[str, nn.Module], tensors: Mapping[str, 
     if expected != {name: (value.shape, value.dtype) for name, value in tensors.items()}:
         raise _unknown(reference, "other tensors")
     for name, stage in stages.items():
-        stage.load_state_dict({inner: tensors[f"{name}.{inner}"] for inner in stage.state_dict()})
+        made = stage.state_dict()
+        without_memory = any(value.is_meta for value in made.values())
+        laid = {inner: tensors[f"{name}.{inner}"] for inner in made}
+        if without_memory:  # they get theirs as PyTorch lays it out, not as the file does
+            laid = {inner: value.clone() for inner, value in laid.items()}
+        stage.load_state_dict(laid, assign=without_memory)
 
 
 def _tensors(reference: str, data: bytes) -> dict[str, Tensor]:

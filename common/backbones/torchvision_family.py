@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def load(reference: str, checkpoints: Path | None = None) -> Backbone:
     if seed is not None:
         network = build(recipe, seed)
         return centred(_backbone(reference, recipe, network, "none needed", "nothing: random weights"))
-    network = build(recipe)
+    network = build(recipe, None)
     _fill(network, recipe, _fetch(recipe, checkpoints), f"the weights {recipe.weights} of {reference}")
     return centred(_backbone(reference, recipe, network, _licence(recipe), _trained_on(recipe)))
 
@@ -87,7 +88,7 @@ def load_file(reference: str, path: Path) -> Backbone:
     recipe, seed = _read(reference)
     if seed is not None:
         raise ConfigError(f"{reference} names random weights, and there is a file of weights as well; leave one out")
-    network = build(recipe)
+    network = build(recipe, None)
     _fill(network, recipe, read_state(path), f"the weights in {path}")
     return _backbone(reference, recipe, network, "not stated", f"not stated: weights of {path.name}")
 
@@ -98,9 +99,9 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 
 
 def rebuild(
-    description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int
+    description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int | None
 ) -> tuple[Stages, ImagePreprocessing]:
-    """The stages with random weights, and the preprocessing, of what ``describe`` described.
+    """The stages with random weights, perhaps with none for no seed, and the preprocessing, of what was described.
 
     Raises:
         ConfigError: this version of torchvision has no such network.
@@ -115,19 +116,47 @@ def model_names() -> tuple[str, ...]:
     return tuple(name for name in known.list_models(module=known) if is_divisible(name))
 
 
-def build(recipe: Recipe, seed: int = 0) -> nn.Module:
+def build(recipe: Recipe, seed: int | None = 0) -> nn.Module:
     """Make the network with random weights, on the CPU, frozen; the global generator is left as it was.
+
+    Args:
+        recipe: of the network.
+        seed: of the weights; None where all that the network's state has is laid in next: then nothing is drawn, and
+            what is laid in has no memory yet, in networks that can be made so.
 
     Raises:
         ConfigError: the network cannot take images of that size.
     """
+    if seed is None:
+        with suppress(AssertionError, NotImplementedError, RuntimeError, ValueError), torch.device("meta"):
+            network = _made(recipe)
+            if _is_all_state(network):
+                return freeze(network)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed or 0)
         try:
-            network: nn.Module = models().get_model(recipe.model, weights=None, **_options(recipe))
+            return freeze(_made(recipe))
         except (AssertionError, ValueError) as error:
             raise _wrong_size(recipe) from error
-    return freeze(network)
+
+
+def _made(recipe: Recipe) -> nn.Module:
+    network: nn.Module = models().get_model(recipe.model, weights=None, **_options(recipe))
+    return network
+
+
+def _is_all_state(network: nn.Module) -> bool:
+    """Whether a network has no values beside those of its state."""
+    state = {id(value) for value in network.state_dict(keep_vars=True).values()}
+    kept = itertools.chain.from_iterable(map(_tensors_of, network.modules()))
+    return all(id(value) in state for value in kept)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """What a module holds, as parameters, as buffers and otherwise."""
+    for value in vars(module).values():
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        yield from (each for each in inner if isinstance(each, Tensor))
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:

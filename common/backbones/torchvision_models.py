@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-from common.importing import without_collecting
+from common.importing import frames_by_name, without_collecting
 
 COMPILER, ASKED = "torch._dynamo", "torch._dynamo.utils"
 
 
 def models() -> Any:
     """The module ``torchvision.models``."""
-    with without_collecting():
+    with without_collecting(), frames_by_name():
         if "torchvision" not in sys.modules and COMPILER not in sys.modules:
             # a torchvision that asks for more gets it below
             with _asked_later(), suppress(ImportError, AttributeError):

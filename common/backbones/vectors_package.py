@@ -30,7 +30,7 @@ def files(backbone: Backbone) -> dict[str, bytes]:
 
 
 def rebuild(
-    description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int
+    description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int | None
 ) -> tuple[Mapping[str, nn.Module], Preprocessing]:
     """The stages with random vectors, and the preprocessing, of what ``describe`` and ``files`` said.
 
@@ -45,7 +45,7 @@ def rebuild(
         (Path(folder) / _VOCABULARY).write_bytes(files[_VOCABULARY])
         path = Path(folder) / "vectors.safetensors"
         path.write_bytes(safetensors.torch.save({"vectors": any_matrix}))
-        made = load(f"vectors/{path}:{description['length']}@random-{seed}")
+        made = load(f"vectors/{path}:{description['length']}@random-{seed or 0}")
     return made.stages, made.preprocessing
 
 

@@ -75,10 +75,14 @@ def lay_into(network: nn.Module, state: Mapping[str, Tensor], *, origin: str, un
             )
         if not torch.isfinite(value).all():
             raise ConfigError(f"{origin} have values in {name} that are not finite; give other weights")
+    without_memory = any(value.is_meta for value in known.values())
+    if without_memory:  # they get theirs as PyTorch lays it out, not as the file does
+        missing = {name: torch.zeros_like(known[name], device="cpu") for name in known.keys() - given.keys()}
+        given = {name: value.clone() for name, value in given.items()} | missing
     whole = OrderedDict(given)
     # some of torchvision's networks look up a version there, which safetensors files do not hold
     whole._metadata = getattr(state, "_metadata", getattr(network.state_dict(), "_metadata", {}))  # type: ignore[attr-defined]
-    network.load_state_dict(whole, strict=False)
+    network.load_state_dict(whole, strict=False, assign=without_memory)
 
 
 def _unpickle(path: Path) -> Any:

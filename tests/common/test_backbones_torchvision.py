@@ -18,7 +18,8 @@ import fedgraft
 from common.backbones.backbone import Backbone
 from common.backbones.centring import STAGE, stage_tensors
 from common.backbones.controls import load_reference
-from common.backbones.torchvision_family import Recipe, build, load, load_file, model_names
+from common.backbones.package import save
+from common.backbones.torchvision_family import Recipe, _is_all_state, build, load, load_file, model_names
 from common.backbones.torchvision_stages import divide
 from common.backbones.weight_files import read_state
 from common.errors import ConfigError
@@ -260,6 +261,58 @@ def test_a_file_of_weights_fills_a_network(tmp_path: Path, suffix: str, wrapped:
         safetensors.torch.save_file(state, path)
     loaded = stage_tensors(load_file("torchvision/resnet18:32", path).stages)
     assert all(torch.equal(value, loaded[name]) for name, value in stage_tensors(divide(network)[0]).items())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "model",
+    ["densenet121", "maxvit_t", "mnasnet0_5", "regnet_y_400mf", "resnet18", "swin_t", "swin_v2_t", "vit_b_32"],
+)
+def test_weights_of_a_file_make_the_network_whatever_was_drawn_before(tmp_path: Path, model: str) -> None:
+    """Some of these are made without weights at first, some cannot be; a package goes the same way."""
+    size = SMALLEST[model]
+    network = whole_network(model, size)
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    before = torch.random.get_rng_state()
+    mine = load_file(f"torchvision/{model}:{size}", path)
+    save(mine, tmp_path / "packed")
+    packed = load_reference(f"package/{tmp_path / 'packed'}")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    for loaded in (mine, packed):
+        tensors = stage_tensors(loaded.stages)
+        assert all(torch.equal(value, tensors[name]) for name, value in stage_tensors(divide(network)[0]).items())
+        assert not any(value.requires_grad for stage in loaded.stages.values() for value in stage.parameters())
+        assert torch.equal(Trunk(loaded)(images), Trunk(backbone_of(divide(network)[0]))(images))
+
+
+def test_no_weights_are_drawn_where_others_are_laid_in_and_the_state_is_all_there_is() -> None:
+    assert all(value.is_meta for value in build(recipe("resnet18"), None).parameters())
+    same = zip(*(build(recipe("regnet_y_400mf"), seed).parameters() for seed in (None, 0)), strict=True)
+    assert all(torch.equal(one, other) for one, other in same)
+
+
+@pytest.mark.parametrize("hold", [lambda value: value, lambda value: [value], lambda value: {"kept": value}])
+def test_a_network_that_keeps_values_beside_its_state_is_noticed(hold: Any) -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    assert _is_all_state(network)
+    network[0].beside = hold(torch.ones(2))
+    assert not _is_all_state(network)
+    buffered = nn.Linear(2, 3)
+    buffered.register_buffer("kept", torch.ones(2), persistent=False)
+    assert not _is_all_state(buffered)
+
+
+def test_old_files_without_counters_leave_them_at_zero(tmp_path: Path) -> None:
+    state = {
+        name: value for name, value in whole_network("resnet18", 32).state_dict().items() if "num_batches" not in name
+    }
+    safetensors.torch.save_file(state, tmp_path / "mine.safetensors")
+    loaded = stage_tensors(load_file("torchvision/resnet18:32", tmp_path / "mine.safetensors").stages)
+    counters = [value for name, value in loaded.items() if "num_batches" in name]
+    assert counters
+    assert all(value.item() == 0 for value in counters)
 
 
 def test_a_classifier_of_ones_own_does_no_harm(tmp_path: Path) -> None:
