@@ -2,7 +2,8 @@
 
 For some thousand operators ``torch._meta_registrations`` says which shape comes out of them. Compilers ask for it, and
 exporters; nothing that computes does. It is a quarter of the import, and here it is imported when one of these is. Who
-computes on the device "meta" without them asks for it by ``complete_torch``: there is nothing to notice that by.
+computes on the device "meta" without them asks for it by ``complete_torch``, there is nothing to notice that by; or has
+another way where an operator says that it is missing.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 def rebuild(
     description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int | None
 ) -> tuple[dict[str, nn.Module], Preprocessing]:
-    """The stages with random weights, and the preprocessing, of what ``describe`` described.
+    """The stages, with random weights or with no seed the factory's, and the preprocessing, of what was described.
 
     Raises:
         ConfigError: as ``load``, or the factory makes another network by now.

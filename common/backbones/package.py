@@ -5,8 +5,8 @@ of each other file is; its ``digest`` is the SHA-256 of itself with the digest l
 the tensors, each by its stage's name and its own. A family may add files, such as a tokenizer.
 
 A family is a module with ``describe(backbone)``, JSON that says how its network is built; ``rebuild(description,
-preprocessing, files, seed)``, the stages with random weights and the preprocessing; and, where it wants files of its
-own, ``files(backbone)``, their content by name.
+preprocessing, files, seed)``, the stages with random weights (with no seed, any, or tensors on the device "meta") and
+the preprocessing; and, where it wants files of its own, ``files(backbone)``, their content by name.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from common import durable
 from common.backbones.backbone import Backbone, freeze
 from common.backbones.centring import STAGE, Centre, centred, stage_tensors, with_centre
 from common.backbones.package_facts import FACTS, FORMAT, WEIGHTS, PackageFacts, changed, read_facts, read_file
+from common.backbones.weight_files import copied_like
 from common.errors import ConfigError
 
 _FAMILIES = {
@@ -162,8 +163,8 @@ def _lay(reference: str, stages: Mapping[str, nn.Module], tensors: Mapping[str, 
         made = stage.state_dict()
         without_memory = any(value.is_meta for value in made.values())
         laid = {inner: tensors[f"{name}.{inner}"] for inner in made}
-        if without_memory:  # they get theirs as PyTorch lays it out, not as the file does
-            laid = {inner: value.clone() for inner, value in laid.items()}
+        if without_memory:
+            laid = {inner: copied_like(value, made[inner]) for inner, value in laid.items()}
         stage.load_state_dict(laid, assign=without_memory)
 
 

@@ -32,6 +32,7 @@ _REFERENCE = re.compile(
     r"torchvision/(?P<model>\w+)(?::(?P<size>\d+))?(?:@(?P<weights>(?!random-)[^@]+))?(?:@random-(?P<seed>\d+))?"
 )
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # classifiers that only training uses
+_REGISTERED = frozenset({"_parameters", "_buffers", "_modules"})
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)$")
 
 
@@ -101,7 +102,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 def rebuild(
     description: Mapping[str, Any], preprocessing: Mapping[str, Any], files: Mapping[str, bytes], seed: int | None
 ) -> tuple[Stages, ImagePreprocessing]:
-    """The stages with random weights, perhaps with none for no seed, and the preprocessing, of what was described.
+    """The stages, with random weights or as ``build`` makes them with no seed, and the preprocessing, of a description.
 
     Raises:
         ConfigError: this version of torchvision has no such network.
@@ -117,18 +118,19 @@ def model_names() -> tuple[str, ...]:
 
 
 def build(recipe: Recipe, seed: int | None = 0) -> nn.Module:
-    """Make the network with random weights, on the CPU, frozen; the global generator is left as it was.
+    """Make the network, frozen, with random weights on the CPU; the global generator is left as it was.
 
     Args:
         recipe: of the network.
-        seed: of the weights; None where all that the network's state has is laid in next: then nothing is drawn, and
-            what is laid in has no memory yet, in networks that can be made so.
+        seed: of the weights; None where every stage is filled from elsewhere next. Then nothing is drawn, and all is on
+            the device "meta", if the network can be made so.
 
     Raises:
         ConfigError: the network cannot take images of that size.
     """
     if seed is None:
-        with suppress(AssertionError, NotImplementedError, RuntimeError, ValueError), torch.device("meta"):
+        # what cannot be made on that device, or not at all, is tried again below
+        with suppress(AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError), torch.device("meta"):
             network = _made(recipe)
             if _is_all_state(network):
                 return freeze(network)
@@ -146,17 +148,22 @@ def _made(recipe: Recipe) -> nn.Module:
 
 
 def _is_all_state(network: nn.Module) -> bool:
-    """Whether a network has no values beside those of its state."""
+    """Whether a network has no tensor but the parameters and buffers that its state names."""
     state = {id(value) for value in network.state_dict(keep_vars=True).values()}
-    kept = itertools.chain.from_iterable(map(_tensors_of, network.modules()))
-    return all(id(value) in state for value in kept)
+    known = itertools.chain(network.parameters(), network.buffers())
+    return all(id(value) in state for value in known) and not any(map(_has_others, network.modules()))
 
 
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """What a module holds, as parameters, as buffers and otherwise."""
-    for value in vars(module).values():
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-        yield from (each for each in inner if isinstance(each, Tensor))
+def _has_others(module: nn.Module) -> bool:
+    """Whether a module keeps tensors, or modules, where PyTorch does not know of them."""
+    return any(_holds_tensor(value) for name, value in vars(module).items() if name not in _REGISTERED)
+
+
+def _holds_tensor(value: object) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    inner = isinstance(value, list | tuple | set) and any(map(_holds_tensor, value))
+    return inner or isinstance(value, Tensor | nn.Module)
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:

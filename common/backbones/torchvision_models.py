@@ -16,17 +16,20 @@ from typing import Any
 
 from common.importing import frames_by_name, without_collecting
 
+MODELS = "torchvision.models"
 COMPILER, ASKED = "torch._dynamo", "torch._dynamo.utils"
 
 
 def models() -> Any:
     """The module ``torchvision.models``."""
+    if MODELS in sys.modules:
+        return sys.modules[MODELS]
     with without_collecting(), frames_by_name():
         if "torchvision" not in sys.modules and COMPILER not in sys.modules:
             # a torchvision that asks for more gets it below
             with _asked_later(), suppress(ImportError, AttributeError):
                 importlib.import_module("torchvision")
-        return importlib.import_module("torchvision.models")
+        return importlib.import_module(MODELS)
 
 
 @contextmanager

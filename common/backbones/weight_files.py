@@ -53,7 +53,7 @@ def lay_into(network: nn.Module, state: Mapping[str, Tensor], *, origin: str, un
     """Copy weights into a network.
 
     Args:
-        network: changed in place.
+        network: changed in place; one on the device "meta" gets new tensors, so that whoever has its old ones does not.
         state: by the network's own names.
         origin: of the weights, for messages.
         unused: beginnings of names that may be missing, left over or of another shape, such as a classifier's.
@@ -76,13 +76,18 @@ def lay_into(network: nn.Module, state: Mapping[str, Tensor], *, origin: str, un
         if not torch.isfinite(value).all():
             raise ConfigError(f"{origin} have values in {name} that are not finite; give other weights")
     without_memory = any(value.is_meta for value in known.values())
-    if without_memory:  # they get theirs as PyTorch lays it out, not as the file does
+    if without_memory:
         missing = {name: torch.zeros_like(known[name], device="cpu") for name in known.keys() - given.keys()}
-        given = {name: value.clone() for name, value in given.items()} | missing
+        given = {name: copied_like(value, known[name]) for name, value in given.items()} | missing
     whole = OrderedDict(given)
     # some of torchvision's networks look up a version there, which safetensors files do not hold
     whole._metadata = getattr(state, "_metadata", getattr(network.state_dict(), "_metadata", {}))  # type: ignore[attr-defined]
     network.load_state_dict(whole, strict=False, assign=without_memory)
+
+
+def copied_like(value: Tensor, other: Tensor) -> Tensor:
+    """A copy in the processor's memory, of another tensor's type and laid out as that one, not as it is in a file."""
+    return torch.empty_like(other, device="cpu").copy_(value.detach())
 
 
 def _unpickle(path: Path) -> Any:

@@ -293,15 +293,52 @@ def test_no_weights_are_drawn_where_others_are_laid_in_and_the_state_is_all_ther
     assert all(torch.equal(one, other) for one, other in same)
 
 
-@pytest.mark.parametrize("hold", [lambda value: value, lambda value: [value], lambda value: {"kept": value}])
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda layer: torch.ones(2),
+        lambda layer: layer.weight.detach(),
+        lambda layer: [layer.weight],
+        lambda layer: {"kept": ({"within": torch.ones(2)},)},
+        lambda layer: [nn.Linear(1, 1)],
+    ],
+)
 def test_a_network_that_keeps_values_beside_its_state_is_noticed(hold: Any) -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     assert _is_all_state(network)
-    network[0].beside = hold(torch.ones(2))
+    network[0].beside = hold(network[0])
     assert not _is_all_state(network)
-    buffered = nn.Linear(2, 3)
-    buffered.register_buffer("kept", torch.ones(2), persistent=False)
-    assert not _is_all_state(buffered)
+
+
+def test_a_network_with_buffers_beside_its_state_is_noticed() -> None:
+    network = nn.Sequential(nn.Linear(2, 3))
+    network[0].register_buffer("kept", torch.ones(2), persistent=False)
+    assert not _is_all_state(network)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda value: value.half() if value.is_floating_point() else value,
+        lambda value: value.double(),  # averages of weights often make counters of floats
+        lambda value: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value,
+        nn.Parameter,
+    ],
+)
+@pytest.mark.parametrize("model", ["resnet18", "regnet_y_400mf"])
+def test_weights_of_a_file_take_the_networks_own_types_and_layout(tmp_path: Path, model: str, written: Any) -> None:
+    network = whole_network(model, 32)
+    state = {
+        name: written(value) if value.is_floating_point() or written is not nn.Parameter else value
+        for name, value in network.state_dict().items()
+    }
+    torch.save(state, tmp_path / "mine.pth")
+    loaded = load_file(f"torchvision/{model}:32", tmp_path / "mine.pth")
+    save(loaded, tmp_path / "packed")
+    tensors = stage_tensors(load_reference(f"package/{tmp_path / 'packed'}").stages)
+    for name, value in stage_tensors(divide(network)[0]).items():
+        assert (tensors[name].dtype, tensors[name].stride()) == (value.dtype, value.stride())
+        torch.testing.assert_close(tensors[name], value, rtol=1e-3, atol=1e-3)
 
 
 def test_old_files_without_counters_leave_them_at_zero(tmp_path: Path) -> None:
