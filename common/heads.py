@@ -116,7 +116,10 @@ def head_arrays(head: nn.Module) -> dict[str, Tensor]:
 
 
 def trained_arrays(head: nn.Module) -> Mapping[str, Tensor]:
-    """The trainable parameters of a head themselves, by name; who they are is found out once for each head."""
+    """The trainable parameters of a head themselves, by name; not copied.
+
+    Which they are is found out once for each head: its values may change afterwards, its parameters may not.
+    """
     found = _trained.get(head)
     if found is None:
         found = {name: value.detach() for name, value in head.named_parameters() if value.requires_grad}
