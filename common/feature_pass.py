@@ -22,7 +22,7 @@ from common.data.records import Inputs, take_inputs
 from common.errors import ConfigError
 from common.folding import fold_norms
 from common.fusing import convolutions, fuse_convolutions
-from common.grafting import Trunk, parameter_count, threads, twin
+from common.grafting import Trunk, threads, twin
 from common.made_up import made_up_records
 
 Precision = Literal["float32", "bfloat16"]
@@ -32,7 +32,6 @@ MOST_RECORDS, FEWEST_RECORDS, TEXTS = 64, 8, 16  # of a batch
 INPUT_BYTES = 3 * 2**20  # of a batch: what becomes of it in the network must fit a core's share of the cache
 EXAMPLES = 2  # made-up records that folding and fusing are tried out on
 BATCHES_AHEAD = 3  # that a worker may be given before the first of them is taken
-WORTH_FUSING = 1_000_000  # parameters; with fewer it takes longer to fuse than thousands of records gain by it
 
 Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -61,8 +60,7 @@ class FeaturePass:
 
     def _ready(self, trunk: Trunk) -> nn.Module:
         examples = _examples(self.preprocessing)
-        worth_it = self._has_kernels() and parameter_count(trunk) >= WORTH_FUSING
-        fused = fuse_convolutions(trunk, examples, self.batch) if worth_it else None
+        fused = fuse_convolutions(trunk, examples, self.batch) if self._has_kernels() else None
         if fused is not None:
             return _cast(fused, self.precision)
         folded = _cast(fold_norms(trunk, examples), self.precision)

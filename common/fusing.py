@@ -143,71 +143,68 @@ def _lay_out(trunk: Trunk) -> None:
 def _fused_stage(stage: nn.Module, batch: int) -> nn.Module:
     if not any(_can_fuse(part) for part in stage.modules()):
         return stage
+    root = twin(stage)  # a user's module may keep what it saw while it was traced
     try:
-        traced = fx.symbolic_trace(twin(stage))  # a user's module may keep what it saw while it was traced
+        graph = fx.Tracer().trace(root)
     except Exception:  # a user's module may raise anything; it stays as it is
         return stage
-    _drop_identities(traced)
-    for node in list(traced.graph.nodes):
-        if node.op == "call_module" and _can_fuse(traced.get_submodule(node.target)) and len(node.all_input_nodes) == 1:
-            _fuse(traced, node, batch)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+    _drop_identities(root, graph)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and _can_fuse(root.get_submodule(node.target)) and len(node.all_input_nodes) == 1:
+            _fuse(root, graph, node, batch)
+    return fx.GraphModule(root, graph)
 
 
 def _can_fuse(module: nn.Module) -> bool:
     return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
-def _drop_identities(traced: fx.GraphModule) -> None:
-    for node in list(traced.graph.nodes):
-        if node.op == "call_module" and type(traced.get_submodule(node.target)) is nn.Identity:
+def _drop_identities(root: nn.Module, graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(root.get_submodule(str(node.target))) is nn.Identity:
             node.replace_all_uses_with(node.all_input_nodes[0])
-            traced.graph.erase_node(node)
+            graph.erase_node(node)
 
 
-def _fuse(traced: fx.GraphModule, conv: fx.Node, batch: int) -> None:
+def _fuse(root: nn.Module, graph: fx.Graph, conv: fx.Node, batch: int) -> None:
     """Put one module in the place of a convolution and of what follows it."""
     replaced, inputs = [conv], list(conv.all_input_nodes)
     added = _only_user(conv)
-    other = None if added is None else _added_before(traced, conv, added)
+    other = None if added is None else _added_before(graph, conv, added)
     if added is not None and other is not None:
         replaced.append(added)
         inputs.append(other)
     behind = _only_user(replaced[-1])
-    activation = None if behind is None else _activation(traced, behind)
+    activation = None if behind is None else _activation(root, behind)
     if other is not None and activation != _RELU:
         activation = None  # the kernels know no other one behind an addition
     if behind is not None and activation is not None:
         replaced.append(behind)
     name = f"fused_{conv.name}"
-    traced.add_submodule(
-        name, FusedConvolution(cast(nn.Conv2d, traced.get_submodule(str(conv.target))), activation, batch)
-    )
-    with traced.graph.inserting_before(replaced[-1]):
-        fused = traced.graph.call_module(name, tuple(inputs))
+    root.add_module(name, FusedConvolution(cast(nn.Conv2d, root.get_submodule(str(conv.target))), activation, batch))
+    with graph.inserting_before(replaced[-1]):
+        fused = graph.call_module(name, tuple(inputs))
     replaced[-1].replace_all_uses_with(fused)
     for node in reversed(replaced):
-        traced.graph.erase_node(node)
+        graph.erase_node(node)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _added_before(traced: fx.GraphModule, conv: fx.Node, added: fx.Node) -> fx.Node | None:
+def _added_before(graph: fx.Graph, conv: fx.Node, added: fx.Node) -> fx.Node | None:
     """What an addition adds to the convolution's output, where that is known before the convolution."""
     if added.op != "call_function" or added.target not in _ADDITIONS or len(added.args) != 2 or added.kwargs:
         return None
     others = [value for value in added.args if value is not conv]
     if len(others) != 1 or not isinstance(others[0], fx.Node) or others[0].op == "get_attr":
         return None
-    known = itertools.takewhile(lambda node: node is not conv, traced.graph.nodes)
+    known = itertools.takewhile(lambda node: node is not conv, graph.nodes)
     return others[0] if others[0] in list(known) else None
 
 
-def _activation(traced: fx.GraphModule, node: fx.Node) -> tuple[str, _Scalars] | None:
+def _activation(root: nn.Module, node: fx.Node) -> tuple[str, _Scalars] | None:
     if node.op == "call_module":
-        return _MODULES.get(type(traced.get_submodule(str(node.target))))
+        return _MODULES.get(type(root.get_submodule(str(node.target))))
     return _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None

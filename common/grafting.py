@@ -113,8 +113,3 @@ def twin(module: M) -> M:
     """A copy that shares the tensors: a user's module may note things while it runs."""
     shared = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, {id(value): value for value in shared})
-
-
-def parameter_count(trunk: Trunk) -> int:
-    """Number of parameters and buffers below the cut."""
-    return sum(value.numel() for value in itertools.chain(trunk.parameters(), trunk.buffers()))

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from common.row_products import FILTER, activate, is_wide_and_plain
 
+_CHANNELS = 16  # whose taps are combined at a time
+
 _Matrix = tuple[tuple[float, ...], ...]
 
 
@@ -87,9 +89,7 @@ class PlaceProducts(nn.Module):
         self.size = tuple(size)
         down, across = (_AXES[length] for length in size)
         self._everywhere = down.everywhere * len(across.sums) + across.everywhere
-        by_tap = weight.permute(2, 3, 1, 0).reshape(9, -1).double()  # (9, C D)
-        filters = torch.matmul(_both(down.taps, across.taps).to(by_tap), by_tap).to(weight.dtype)
-        self.register_buffer("_filters", filters.view(-1, weight.shape[1], weight.shape[0]))  # (P, C, D)
+        self.register_buffer("_filters", _filters(weight, _both(down.taps, across.taps)))
         self.register_buffer("_sums", _both(down.sums, across.sums).to(weight))
         self.register_buffer("_places", _both(down.places, across.places).to(weight))
         self.register_buffer("_bias", bias)
@@ -105,6 +105,16 @@ class PlaceProducts(nn.Module):
             found += _by_place(other)
         activate(found, activation, scalars)
         return found.view(len(found), *self.size, -1).permute(0, 3, 1, 2)
+
+
+def _filters(weight: Tensor, taps: Tensor) -> Tensor:
+    """Combine the taps of (D, C, 3, 3) by (P, 9) in float64, (P, C, D); channel by channel, as a cache holds them."""
+    outputs, channels = weight.shape[:2]
+    found = weight.new_empty(len(taps), channels, outputs)
+    for before, after in zip(weight.split(_CHANNELS, dim=1), found.split(_CHANNELS, dim=1), strict=True):
+        by_tap = before.permute(2, 3, 1, 0).double().reshape(9, -1)
+        after.copy_(torch.matmul(taps, by_tap).view(len(taps), -1, outputs))
+    return found
 
 
 def _both(down: _Matrix, across: _Matrix) -> Tensor:

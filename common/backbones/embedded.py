@@ -17,6 +17,7 @@ STAGES = ("stem", "stage1", "stage2", "stage3", "pool")
 _GROUP = 16
 _CONTRAST_FLOOR = 0.1
 _DEVIATION_FLOOR = 1e-4
+_SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,7 @@ class Stage(nn.Module):
         map_, summary = before
         map_ = self.blocks(map_)
         pooled = functional.adaptive_avg_pool2d(map_, self.grid).flatten(1)
-        spread = map_.flatten(2).std(dim=2)
-        return map_, torch.cat([summary, spread, pooled], dim=1)
+        return map_, torch.cat([summary, deviations(map_), pooled], dim=1)
 
 
 class Pool(nn.Module):
@@ -163,6 +163,16 @@ def standardise(images: Tensor) -> Tensor:
     centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
     deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     return centred / deviation.clamp_min(_CONTRAST_FLOOR)
+
+
+def deviations(maps: Tensor) -> Tensor:
+    """The standard deviation of each channel of (N, C, S, S) over its map, (N, C); 0 with a slope of 0 where constant.
+
+    ``torch.std`` goes through the values one by one, which took a tenth of the whole network's time.
+    """
+    centred = maps - maps.mean(dim=(2, 3), keepdim=True)
+    variances = centred.square().sum(dim=(2, 3)) / (maps.shape[2] * maps.shape[3] - 1)
+    return variances.clamp_min(_SMALLEST).sqrt()
 
 
 def histogram(images: Tensor, bins: int) -> Tensor:

@@ -16,7 +16,7 @@ from common.errors import ConfigError
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
-_CHUNK = 1024
+_CHUNK_VALUES = 2**21  # of images that are prepared together: as 8 MiB of float32 they are neither large nor few
 
 Constants: TypeAlias = float | tuple[float, ...]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -104,7 +104,8 @@ class ImagePreprocessing:
         if len(images) == 0:
             return torch.empty(0, self.channels, self.size, self.size)
         if isinstance(images, np.ndarray):
-            parts = [self._prepare(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK)]
+            step = max(1, _CHUNK_VALUES // max(1, images[0].size))
+            parts = [self._prepare(images[start : start + step]) for start in range(0, len(images), step)]
         else:
             parts = [self._prepare(np.asarray(image)[None]) for image in images]
         return torch.cat(parts)

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from common.backbones.backbone import Backbone
-from common.backbones.embedded import histogram, standardise
+from common.backbones.embedded import deviations, histogram, standardise
 from common.backbones.registry import load_backbone
 from common.grafting import Trunk
 
@@ -83,6 +83,25 @@ def test_standardising_takes_brightness_and_contrast_away(contrast: float, brigh
 def test_a_histogram_counts_every_pixel_once(bins: int, seed: int) -> None:
     images = 2 * torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     assert torch.allclose(histogram(images, bins).square().sum(dim=1), torch.ones(3), atol=1e-5)
+
+
+@given(st.integers(2, 9), st.floats(0, 100), st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_deviations_are_torchs(side: int, offset: float, seed: int) -> None:
+    maps = torch.randn(3, 4, side, side, generator=torch.Generator().manual_seed(seed)) + offset
+    exact = maps.double().flatten(2).std(dim=2).float()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert torch.allclose(deviations(maps.contiguous(memory_format=layout)), exact, rtol=1e-4, atol=1e-6)
+
+
+@given(st.floats(-1e4, 1e4))
+def test_a_constant_map_has_no_deviation_and_a_finite_gradient(value: float) -> None:
+    maps = torch.full((2, 3, 8, 8), value, requires_grad=True)
+    found = deviations(maps)
+    found.sum().backward()
+    assert found.abs().max() <= 1e-6 * max(1, abs(value))
+    assert maps.grad is not None
+    assert torch.isfinite(maps.grad).all()
 
 
 def test_five_labels_per_class_teach_more_than_with_raw_pixels(backbone: Backbone, digits: np.ndarray) -> None:

@@ -46,6 +46,13 @@ def test_images_of_differing_sizes_give_what_each_gives_alone() -> None:
         assert torch.equal(row, GREY(image[None])[0])
 
 
+@pytest.mark.parametrize("shape", [(40, 700, 600), (9, 900, 300, 3), (2, 1500, 1501)])
+def test_large_images_give_together_what_each_gives_alone(shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for row, image in zip(GREY(images), images, strict=True):
+        assert torch.equal(row, GREY(image[None])[0])
+
+
 def test_no_image_gives_an_empty_input() -> None:
     assert GREY(flat(0, 0, 8, 8)).shape == (0, 1, 32, 32)
     assert GREY(()).shape == (0, 1, 32, 32)

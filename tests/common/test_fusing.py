@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-import common.feature_pass
 from common.backbones.backbone import Backbone
 from common.backbones.controls import load_reference
 from common.backbones.preprocessing import ImagePreprocessing
 from common.data.local import LocalData
-from common.feature_pass import WORTH_FUSING, FeaturePass, Precision
+from common.feature_pass import FeaturePass, Precision
 from common.features import extract
 from common.folding import largest_deviation
 from common.fusing import convolutions, fuse_convolutions
-from common.grafting import Trunk, parameter_count
+from common.grafting import Trunk
 
 CHANNELS, SIZE = 8, 24
 BATCH = 16
@@ -144,21 +143,18 @@ def test_the_trunk_itself_stays_as_it_is() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(("reference", "fused"), [("torchvision/resnet18:32@random-0", 20), ("embedded/glyph", 12)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_large_network_is_fused_and_stays_close(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = load_reference("torchvision/resnet18:32@random-0")
+def test_a_network_is_fused_and_stays_close(
+    reference: str, fused: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_reference(reference)
     pixels = np.random.default_rng(0).integers(0, 256, (10, SIZE, SIZE), dtype=np.uint8)
     data = LocalData(pixels, np.arange(10) % 2, ("a", "b"))
     ready = FeaturePass(backbone, None, precision)
-    assert len(convolutions(ready._trunk)) == 20 or precision == "bfloat16"  # which needs a processor that has it
+    assert len(convolutions(ready._trunk)) == fused or precision == "bfloat16"  # which needs a processor that has it
     found = extract(backbone, None, data, None, precision)
-    monkeypatch.setattr(common.feature_pass, "WORTH_FUSING", float("inf"))
+    monkeypatch.setattr(FeaturePass, "_has_kernels", lambda self: False)
     plain = extract(backbone, None, data, None, precision)
     distance = np.linalg.norm(found - plain, axis=1) / np.linalg.norm(plain, axis=1)
     assert distance.max() < (1e-4 if precision == "float32" else 0.1)
-
-
-def test_a_small_network_is_not_worth_it() -> None:
-    glyph = load_reference("embedded/glyph")
-    assert parameter_count(Trunk(glyph)) < WORTH_FUSING
-    assert not convolutions(FeaturePass(glyph, None)._trunk)
