@@ -111,7 +111,8 @@ def _filters(weight: Tensor, taps: Tensor) -> Tensor:
     """Combine the taps of (D, C, 3, 3) by (P, 9) in float64, (P, C, D); channel by channel, as a cache holds them."""
     outputs, channels = weight.shape[:2]
     found = weight.new_empty(len(taps), channels, outputs)
-    for before, after in zip(weight.split(_CHANNELS, dim=1), found.split(_CHANNELS, dim=1), strict=True):
+    parts = (torch.split(values, _CHANNELS, dim=1) for values in (weight, found))
+    for before, after in zip(*parts, strict=True):
         by_tap = before.permute(2, 3, 1, 0).double().reshape(9, -1)
         after.copy_(torch.matmul(taps, by_tap).view(len(taps), -1, outputs))
     return found

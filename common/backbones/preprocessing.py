@@ -16,7 +16,7 @@ from common.errors import ConfigError
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
-_CHUNK_VALUES = 2**21  # of images that are prepared together: as 8 MiB of float32 they are neither large nor few
+_VALUES_AT_A_TIME = 2**21  # 8 MiB of float32; fresh memory for more costs more than the arithmetic
 
 Constants: TypeAlias = float | tuple[float, ...]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -104,7 +104,7 @@ class ImagePreprocessing:
         if len(images) == 0:
             return torch.empty(0, self.channels, self.size, self.size)
         if isinstance(images, np.ndarray):
-            step = max(1, _CHUNK_VALUES // max(1, images[0].size))
+            step = max(1, _VALUES_AT_A_TIME // max(1, images[0].size))
             parts = [self._prepare(images[start : start + step]) for start in range(0, len(images), step)]
         else:
             parts = [self._prepare(np.asarray(image)[None]) for image in images]
