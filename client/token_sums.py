@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.clipping import ClippedSum, clip_factors, unreduced
-from client.slopes import softmax
+from client.clipping import ClippedSum, clip_factors
+from client.slopes import slopes_asked_for, softmax
 from common.metrics import IGNORED
 from common.tasks import PerUnitLoss, span_loss, token_loss
 from common.token_heads import PADDING_LOGIT, TokenLinear
@@ -91,19 +91,11 @@ def _slopes(head: TokenLinear, loss: PerUnitLoss, states: Floats, mask: Floats, 
     present = mask[..., None] > 0
     if head.mask_logits:
         logits = np.where(present, logits, PADDING_LOGIT)
-    slopes = _KNOWN[loss](logits, targets.numpy()) if loss in _KNOWN else _asked_for(loss, logits, targets)
+    if loss in _KNOWN:
+        slopes = _KNOWN[loss](logits, targets.numpy())
+    else:
+        slopes = slopes_asked_for(torch.from_numpy(logits), loss, targets).numpy()
     return np.where(present, slopes, 0.0) if head.mask_logits else slopes
-
-
-def _asked_for(loss: PerUnitLoss, logits: Floats, targets: Tensor) -> Floats:
-    """Slopes of any loss, of one record after the other."""
-    found = np.empty_like(logits)
-    for unit in range(len(logits)):
-        with torch.enable_grad():
-            alone = torch.from_numpy(logits[unit : unit + 1]).requires_grad_(True)
-            total = unreduced(loss(alone, targets[unit : unit + 1]), 1).sum()
-            found[unit] = torch.autograd.grad(total, alone)[0][0].numpy()
-    return found
 
 
 def _tag_slopes(logits: Floats, tags: NDArray[np.int64]) -> Floats:

@@ -74,6 +74,7 @@ def test_it_equals_each_record_by_itself(
 
 
 @given(
+    st.sampled_from(sorted(LOSSES)),
     st.integers(0, 40),
     st.integers(1, 70),
     st.integers(1, 70),
@@ -82,16 +83,34 @@ def test_it_equals_each_record_by_itself(
     seeds,
 )
 def test_a_records_gradient_has_the_same_bits_in_any_company(
-    others: int, width: int, hidden: int, scale: float, data: st.DataObject, seed: int
+    task: str, others: int, width: int, hidden: int, scale: float, data: st.DataObject, seed: int
 ) -> None:
     """Neighbours that are not finite add nothing, so that the sum is the one record's gradient."""
     place = data.draw(st.integers(0, others))
-    head, (features, targets) = mlp(width, hidden), draw(others + 1, width, seed, scale)
-    alone = clipped_sum(head, classification_loss, features[place : place + 1], targets[place : place + 1], 1.0)
+    head, (features, targets) = mlp(width, hidden), draw(others + 1, width, seed, scale, task)
+    alone = clipped_sum(head, LOSSES[task], features[place : place + 1], targets[place : place + 1], 1.0)
     company = torch.where(torch.arange(others + 1)[:, None] == place, features, torch.nan)
-    found = clipped_sum(head, classification_loss, company, targets, 1.0)
+    found = clipped_sum(head, LOSSES[task], company, targets, 1.0)
     assert all(torch.equal(value, alone.values[name]) for name, value in found.values.items())
     assert found.non_finite == others
+
+
+@pytest.mark.parametrize("others", range(1, 24))
+def test_weights_that_blow_up_a_last_bit_do_not_let_a_record_change_the_others(others: int) -> None:
+    """Two logits whose slopes are the same number in one place of torch's loops, and not in another, times 2^100."""
+    head = build_head("mlp", 4, 2, hidden=3, task="multilabel")
+    blown_up = 2.0**100
+    with torch.no_grad():
+        for value in head.parameters():
+            value.zero_()
+        head.get_parameter("0.bias")[:] = torch.tensor([2.0**-126, 2.0**-126, 1.0])
+        head.get_parameter("2.weight")[:] = torch.tensor([[blown_up, -blown_up, 0], [-blown_up, blown_up, 2.0**-50]])
+        head.get_parameter("2.bias")[:] = 2.599423885345459
+    labels = torch.tensor([[1.0, 1.0]] * others + [[0.0, 1.0]])
+    without, whole = (
+        clipped_sum(head, LOSSES["labels"], torch.ones(len(some), 4), some, 1.0) for some in (labels[:-1], labels)
+    )
+    assert distance(without, whole) <= 1.0 + 1e-9
 
 
 @pytest.mark.parametrize(
