@@ -52,14 +52,15 @@ def release_shaped(head: Mapping[str, Tensor | Values], shapes: Mapping[str, tup
 
     The node's SuperNode, which never imports torch, brings arrays in place of tensors.
     """
-    if not isinstance(head, Mapping) or not all(_is_array(value) or _is_tensor(value) for value in head.values()):
+    values = {name: head[name] for name in head} if isinstance(head, Mapping) else None
+    if values is None or not all(_is_array(value) or _is_tensor(value) for value in values.values()):
         raise PrivacyError("expected an update of named tensors, got something else; nothing was released")
-    if {name: tuple(value.shape) for name, value in head.items()} != dict(shapes):
-        raise PrivacyError("expected an update shaped as the head that was sent, got another; nothing was released")
-    released = {name: _finite_copy(head[name]) for name in shapes}
-    if any(value is None for value in released.values()):
+    copies = {name: _finite_copy(value) for name, value in values.items()}
+    if any(copied is None for copied in copies.values()):
         raise _not_finite()
-    return Update(released)
+    if {name: tuple(copied.shape) for name, copied in copies.items()} != dict(shapes):
+        raise PrivacyError("expected an update shaped as the head that was sent, got another; nothing was released")
+    return Update({name: copies[name] for name in shapes})
 
 
 @dataclass(frozen=True)

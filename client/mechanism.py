@@ -19,7 +19,7 @@ from client.mlp_sums import is_mlp, mlp_clipped_sum
 from client.solved_sums import solved_sum
 from client.token_sums import token_clipped_sum
 from common.errors import PrivacyError
-from common.privacy.noise import Randomness, normals_of
+from common.privacy.noise import Randomness, normals_of, unmoved_by_failure
 from common.privacy.plan import PrivacyPlan
 from common.solved_heads import SolvedHead
 from common.tasks import PerUnitLoss
@@ -153,11 +153,11 @@ def noisy_gradients(asked: Sequence[Noising]) -> list[dict[str, Tensor]]:
     layouts: dict[Layout, list[int]] = defaultdict(list)
     for place, each in enumerate(asked):
         layouts[tuple((name, each.clipped.values[name].shape) for name in sorted(each.clipped.values))].append(place)
-    # nothing is drawn before all sums are at hand: who asks again must find the same noise
     totals = {layout: _end_to_end([asked[place] for place in places], layout) for layout, places in layouts.items()}
     found: dict[int, dict[str, Tensor]] = {}
-    for layout, places in layouts.items():
-        found.update(zip(places, _noised([asked[place] for place in places], totals[layout], layout), strict=True))
+    with unmoved_by_failure([each.randomness for each in asked]):
+        for layout, places in layouts.items():
+            found.update(zip(places, _noised([asked[place] for place in places], totals[layout], layout), strict=True))
     return [found[place] for place in range(len(asked))]
 
 

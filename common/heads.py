@@ -150,7 +150,7 @@ def arrays_digest(arrays: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         value = arrays[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(name.encode("unicode_escape") + f" {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -140,6 +141,19 @@ def normals_of(sources: Sequence[Randomness], size: int) -> list[NDArray[np.floa
         return [source.normal((size,)) for source in sources]
     some = max(1, 2 * SMALL // max(1, size))
     return [drawn for start in range(0, len(words), some) for drawn in _normals(words[start : start + some], size)]
+
+
+@contextmanager
+def unmoved_by_failure(sources: Sequence[Randomness]) -> Iterator[None]:
+    """Draw within this: if it fails, seeded streams give the same noise once more to who asks again."""
+    streams = [each._noise for each in sources if type(each) is SeededRandomness]
+    before = [stream.state for stream in streams]
+    try:
+        yield
+    except BaseException:
+        for stream, state in zip(streams, before, strict=True):
+            stream.state = state
+        raise
 
 
 def normals_from_words(words: Words, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -157,6 +157,30 @@ def test_a_head_in_disguise_stays_alone_and_in_company() -> None:
             egress.release_updates([egress.Leaving.like(each, SENT) for each in [head, *company]])
 
 
+class Misshapen(torch.Tensor):
+    """Says that it has the shape of what was sent."""
+
+    @property
+    def shape(self) -> Any:  # type: ignore[override]
+        """Of the weight that was sent."""
+        return SENT["weight"].shape
+
+
+class Longer(dict[str, torch.Tensor]):
+    """Hands out more than it shows."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """As many numbers as one likes."""
+        return torch.zeros(77)
+
+
+@pytest.mark.parametrize("head", [{**SENT, "weight": torch.zeros(50, 3).as_subclass(Misshapen)}, Longer(SENT)])
+def test_shapes_are_those_of_what_leaves(head: Any) -> None:
+    for company in ([], [moved(1)]):
+        with pytest.raises(PrivacyError, match="shaped"):
+            egress.release_updates([egress.Leaving.like(each, SENT) for each in [head, *company]])
+
+
 @pytest.mark.parametrize(("policy", "simulated"), [("none", True), ("none", False), ("exact", False)])
 def test_exact_metrics_leave_only_a_simulation_that_asks_for_them(policy: Any, simulated: bool) -> None:
     with pytest.raises(PrivacyError, match="metrics policy"):

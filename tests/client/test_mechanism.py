@@ -372,3 +372,25 @@ def test_nothing_is_drawn_where_one_of_many_sums_is_refused(bad: ClippedSum) -> 
         noisy_gradients([Noising(zeros(), plan(), good), Noising(bad, plan(), refused)])
     fresh = SeededRandomness(1, "a", 1, "train")
     assert np.array_equal(good.normal((5,)), fresh.normal((5,)))
+
+
+@pytest.mark.parametrize("fails", range(3))
+def test_noise_that_could_not_be_drawn_for_all_is_drawn_again(fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = [zeros(), ClippedSum({"weight": torch.zeros(5)}, 2.0, 0), zeros()]
+    asked = [Noising(each, plan(), SeededRandomness(1, str(node), 1, "train")) for node, each in enumerate(sums)]
+    words, drawn = SeededRandomness.noise_words, []
+
+    def short_of_memory(source: SeededRandomness, n: int) -> np.ndarray:
+        drawn.append(source)
+        if len(drawn) > fails:
+            raise MemoryError
+        return words(source, n)
+
+    monkeypatch.setattr(SeededRandomness, "noise_words", short_of_memory)
+    with pytest.raises(MemoryError):
+        noisy_gradients(asked)
+    monkeypatch.undo()
+    for node, each in enumerate(asked):
+        fresh = noisy_gradient(each.clipped, each.plan, SeededRandomness(1, str(node), 1, "train"))
+        again = noisy_gradients([each])[0]
+        assert all(torch.equal(again[name], fresh[name]) for name in fresh)

@@ -172,6 +172,12 @@ def test_each_head_has_its_digest_whichever_tensors_they_share() -> None:
     assert arrays_digests([one]) == [arrays_digest(one)] != before
 
 
+def test_a_name_cannot_pass_for_another_array() -> None:
+    two = {"bias": torch.zeros(2), "weight": torch.ones(2, 3)}
+    one = {"bias torch.float32 (2,)\n" + 8 * "\0" + "weight": torch.ones(2, 3)}
+    assert arrays_digest(one) != arrays_digest(two)
+
+
 def test_batch_norm_becomes_an_affine_map_with_its_running_statistics() -> None:
     norm = nn.BatchNorm2d(4)
     with torch.no_grad():
