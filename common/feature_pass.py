@@ -22,7 +22,7 @@ from common.data.records import Inputs, take_inputs
 from common.errors import ConfigError
 from common.folding import fold_norms
 from common.fusing import convolutions, fuse_convolutions
-from common.grafting import Trunk, threads, twin
+from common.grafting import Trunk, has_hooks, threads, twin
 from common.made_up import made_up_records
 
 Precision = Literal["float32", "bfloat16"]
@@ -39,7 +39,8 @@ Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
 class FeaturePass:
     """A trunk made ready: BatchNorms folded, convolutions fused, channels last, weights in the precision of the pass.
 
-    The backbone itself stays as it is, and so does its digest.
+    The backbone itself stays as it is, and so does its digest. A network with hooks is run as it is, a batch at a time: a
+    hook may know the very modules that it was made for.
 
     Attributes:
         preprocessing: of the backbone.
@@ -56,15 +57,36 @@ class FeaturePass:
         """
         self.preprocessing, self.precision = backbone.preprocessing, precision
         self.device, self.batch = device(), batch_size(backbone.preprocessing, precision)
-        self._trunk = self._ready(Trunk(backbone, cut))
+        trunk = Trunk(backbone, cut)
+        self._examples, self._hooked, self._layout = (
+            _examples(self.preprocessing),
+            has_hooks(trunk),
+            torch.channels_last,
+        )
+        self._trunk, self._fused = self._ready(trunk)
+        if not self._fused and not self._runs():  # a network may view maps as rows, which these are not
+            self._layout = torch.contiguous_format
+            self._trunk = self._trunk if self._hooked else self._trunk.to(memory_format=self._layout)
 
-    def _ready(self, trunk: Trunk) -> nn.Module:
-        examples = _examples(self.preprocessing)
-        fused = fuse_convolutions(trunk, examples, self.batch) if self._has_kernels() else None
+    def _ready(self, trunk: Trunk) -> tuple[nn.Module, bool]:
+        """What the trunk is run as, and whether its convolutions are fused."""
+        if self._hooked:
+            return trunk.to(self.device), False
+        fused = fuse_convolutions(trunk, self._examples, self.batch) if self._has_kernels() else None
         if fused is not None:
-            return _cast(fused, self.precision)
-        folded = _cast(fold_norms(trunk, examples), self.precision)
-        return folded.to(self.device).to(memory_format=torch.channels_last)
+            return _cast(fused, self.precision), True
+        folded = _cast(fold_norms(trunk, self._examples), self.precision)
+        return folded.to(self.device).to(memory_format=self._layout), False
+
+    @torch.inference_mode()
+    def _runs(self) -> bool:
+        """Whether the network takes made-up images as they are laid out; yes where there are none."""
+        try:
+            if isinstance(self._examples, Tensor) and self._examples.dim() == 4:
+                self._forward(self._trunk, self._examples)
+        except RuntimeError:
+            return False
+        return True
 
     def _has_kernels(self) -> bool:
         if self.device.type != "cpu":
@@ -75,6 +97,8 @@ class FeaturePass:
     @torch.inference_mode()
     def features(self, inputs: Activations) -> Tensor:
         """Map preprocessed records (N, …) to features (N, D), float32, on the CPU."""
+        if not len(inputs if isinstance(inputs, Tensor) else inputs[0]):  # some kernels know no empty batch
+            return self._forward(self._trunk, self.preprocessing(self.preprocessing.blank()))[:0]
         return self._forward(self._trunk, inputs)
 
     def run(self, inputs: Inputs) -> Iterator[Batch]:
@@ -88,8 +112,8 @@ class FeaturePass:
         """
         workers = max(1, torch.get_num_threads())
         spare: SimpleQueue[nn.Module] = SimpleQueue()
-        for _ in range(workers):
-            spare.put(twin(self._trunk))
+        for network in [self._trunk] if self._hooked else [twin(self._trunk) for _ in range(workers)]:
+            spare.put(network)
 
         def compute(rows: NDArray[np.int64]) -> Batch:
             trunk = spare.get()
@@ -118,7 +142,9 @@ class FeaturePass:
 
     def _forward(self, trunk: nn.Module, inputs: Activations) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            values: Tensor = trunk(_moved(inputs, self.device))
+            values: Tensor = trunk(_moved(inputs, self.device, self._layout))
+        if self._fused and isinstance(inputs, Tensor):  # its activations take a NaN for 0
+            values = torch.where(inputs.flatten(1).sum(dim=1, keepdim=True).isnan(), torch.nan, values)
         return values.float().cpu()
 
     def _batches(self, inputs: Inputs) -> Iterator[NDArray[np.int64]]:
@@ -177,8 +203,7 @@ def _steps(preprocessing: Preprocessing, inputs: Inputs) -> NDArray[np.int64]:
     return np.asarray(torch.cat(parts).div(LENGTH_STEP).ceil().long().numpy())
 
 
-def _moved(activations: Activations, to: torch.device) -> Activations:
+def _moved(activations: Activations, to: torch.device, layout: torch.memory_format) -> Activations:
     if not isinstance(activations, Tensor):
         return tuple(part.to(to) for part in activations)
-    layout = torch.channels_last if activations.dim() == 4 else torch.contiguous_format
-    return activations.to(to).contiguous(memory_format=layout)
+    return activations.to(to).contiguous(memory_format=layout if activations.dim() == 4 else torch.contiguous_format)

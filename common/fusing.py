@@ -18,6 +18,7 @@ from common import place_products, row_products, small_maps
 from common.backbones.backbone import Activations
 from common.folding import EXACT_ENOUGH, fold, largest_deviation
 from common.grafting import Trunk, threads, twin
+from common.tracing import traced
 
 _Scalars = list[float]
 _Instead = small_maps.MapProduct | place_products.PlaceProducts | row_products.RowProducts
@@ -33,6 +34,45 @@ _FUNCTIONS: dict[Any, tuple[str, _Scalars]] = {
     "relu_": _RELU,
 }
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_DIVISIONS = frozenset({operator.truediv, operator.floordiv})
+_WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
+_FINITE_MODULES = frozenset(
+    {
+        *_MODULES,
+        *(
+            nn.Sequential,
+            nn.Conv2d,
+            nn.Linear,
+            nn.BatchNorm2d,
+            nn.GroupNorm,
+            nn.LayerNorm,
+            nn.Identity,
+            nn.Flatten,
+            nn.Dropout,
+        ),
+        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+        *(nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish),
+    }
+)
+_FINITE_FUNCTIONS = frozenset(
+    {
+        *(*_ADDITIONS, operator.mul, operator.imul, operator.sub, operator.getitem, getattr),
+        *(torch.mul, torch.cat, torch.flatten, torch.transpose, torch.permute, torch.reshape, torch.chunk),
+        *(functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.dropout),
+        *(
+            functional.conv2d,
+            functional.layer_norm,
+            torch.sigmoid,
+            functional.hardtanh,
+            functional.silu,
+            functional.hardswish,
+        ),
+    }
+)
+_FINITE_METHODS = frozenset(
+    {*("relu", "relu_", "add", "add_", "mul", "mul_", "sigmoid", "size", "view", "reshape", "flatten", "permute")}
+    | {*("transpose", "contiguous", "chunk", "unsqueeze", "squeeze", "mean")}
+)
 
 
 def fuse_convolutions(trunk: Trunk, examples: Activations | None, batch: int) -> Trunk | None:
@@ -49,14 +89,12 @@ def fuse_convolutions(trunk: Trunk, examples: Activations | None, batch: int) ->
     """
     if not isinstance(examples, Tensor) or examples.dim() != 4 or not has_kernels():
         return None
-    fused = fold(trunk)
-    fused.stages = nn.ModuleList([_fused_stage(stage, batch) for stage in fused.stages])
-    if not convolutions(fused):
-        return None
-    _lay_out(fused)
     try:
+        fused = _fused(trunk, batch)
+        if not convolutions(fused):
+            return None
         found = largest_deviation(trunk, fused, examples.contiguous(memory_format=torch.channels_last))
-    except (AttributeError, NotImplementedError, RuntimeError):  # another torch, or another processor
+    except Exception:  # a user's module may raise anything, and so may another torch, or another processor
         return None
     return fused if found <= EXACT_ENOUGH else None
 
@@ -132,27 +170,64 @@ class FusedConvolution(nn.Module):
         return None
 
 
-def _lay_out(trunk: Trunk) -> None:
-    """Give convolutions that are not fused copies of their weights in channels last; the others lay out their own."""
-    for module in trunk.modules():
-        if isinstance(module, nn.Conv2d):
+def _fused(trunk: Trunk, batch: int) -> Trunk:
+    """A copy in which all is fused that can be, right or not."""
+    fused, finite = fold(trunk), True
+    for number, stage in enumerate(fused.stages):
+        fused.stages[number], finite = _fused_stage(stage, batch, finite)
+    for module in fused.modules():  # those that are not fused; the others lay out their own weights
+        if type(module) is nn.Conv2d and "weight" in module._parameters:
             laid_out = module.weight.detach().contiguous(memory_format=torch.channels_last)
             module.weight = nn.Parameter(laid_out, requires_grad=False)
+    return fused
 
 
-def _fused_stage(stage: nn.Module, batch: int) -> nn.Module:
+def _fused_stage(stage: nn.Module, batch: int, finite: bool) -> tuple[nn.Module, bool]:
+    """The stage with its convolutions fused, as far as it can be traced; and whether what leaves it must be finite.
+
+    Args:
+        stage: stays as it is.
+        batch: see ``fuse_convolutions``.
+        finite: whether what enters it must be. The kernels' activations take a NaN for 0, by which a record that
+            nothing can be said of would look like any other: they are used only where there can be none.
+    """
     if not any(_can_fuse(part) for part in stage.modules()):
-        return stage
+        return stage, finite and all(type(part) in _FINITE_MODULES for part in stage.modules())
     root = twin(stage)  # a user's module may keep what it saw while it was traced
     try:
-        graph = fx.Tracer().trace(root)
+        graph = traced(root)
     except Exception:  # a user's module may raise anything; it stays as it is
-        return stage
+        return stage, False
     _drop_identities(root, graph)
     for node in list(graph.nodes):
         if node.op == "call_module" and _can_fuse(root.get_submodule(node.target)) and len(node.all_input_nodes) == 1:
-            _fuse(root, graph, node, batch)
-    return fx.GraphModule(root, graph)
+            _fuse(root, graph, node, batch, finite)
+        elif not node._erased:
+            finite = finite and _stays_finite(root, node)
+    return _Traced(fx.GraphModule(root, graph)), finite
+
+
+class _Traced(nn.Module):
+    """A graph's module, which would print where it failed, to whom nobody asked."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Activations) -> Any:
+        """Whatever the stage maps its input to."""
+        return self.module.forward(inputs)
+
+
+def _stays_finite(root: nn.Module, node: fx.Node) -> bool:
+    """Whether finite numbers must lead to finite ones here, short of overflow."""
+    if node.op == "call_module":
+        return type(root.get_submodule(str(node.target))) in _FINITE_MODULES
+    if node.op == "call_function" and node.target in _DIVISIONS:
+        return isinstance(node.args[1], int | float) and node.args[1] != 0
+    if node.op == "call_function":
+        return node.target in _FINITE_FUNCTIONS or node.target in _FUNCTIONS
+    return node.op != "call_method" or node.target in _FINITE_METHODS
 
 
 def _can_fuse(module: nn.Module) -> bool:
@@ -161,13 +236,14 @@ def _can_fuse(module: nn.Module) -> bool:
 
 def _drop_identities(root: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
-        if node.op == "call_module" and type(root.get_submodule(str(node.target))) is nn.Identity:
-            node.replace_all_uses_with(node.all_input_nodes[0])
+        kept = node.op != "call_module" or type(root.get_submodule(str(node.target))) is not nn.Identity
+        if not kept and len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs:
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
 
-def _fuse(root: nn.Module, graph: fx.Graph, conv: fx.Node, batch: int) -> None:
-    """Put one module in the place of a convolution and of what follows it."""
+def _fuse(root: nn.Module, graph: fx.Graph, conv: fx.Node, batch: int, finite: bool) -> None:
+    """Put one module in the place of a convolution and of what follows it; of an activation where all is finite."""
     replaced, inputs = [conv], list(conv.all_input_nodes)
     added = _only_user(conv)
     other = None if added is None else _added_before(graph, conv, added)
@@ -175,12 +251,18 @@ def _fuse(root: nn.Module, graph: fx.Graph, conv: fx.Node, batch: int) -> None:
         replaced.append(added)
         inputs.append(other)
     behind = _only_user(replaced[-1])
-    activation = None if behind is None else _activation(root, behind)
+    activation = None if behind is None or not finite else _activation(root, behind)
     if other is not None and activation != _RELU:
         activation = None  # the kernels know no other one behind an addition
     if behind is not None and activation is not None:
         replaced.append(behind)
+    nodes = list(graph.nodes)
+    between = nodes[nodes.index(conv) : nodes.index(replaced[-1])]
+    if any(_may_write(root, node) for node in between if node not in replaced):
+        replaced, inputs, activation = [conv], inputs[:1], None
     name = f"fused_{conv.name}"
+    while hasattr(root, name):
+        name += "_"
     root.add_module(name, FusedConvolution(cast(nn.Conv2d, root.get_submodule(str(conv.target))), activation, batch))
     with graph.inserting_before(replaced[-1]):
         fused = graph.call_module(name, tuple(inputs))
@@ -202,6 +284,16 @@ def _added_before(graph: fx.Graph, conv: fx.Node, added: fx.Node) -> fx.Node | N
         return None
     known = itertools.takewhile(lambda node: node is not conv, graph.nodes)
     return others[0] if others[0] in list(known) else None
+
+
+def _may_write(root: nn.Module, node: fx.Node) -> bool:
+    """Whether it may change what it is given: a convolution that is moved behind it would see it changed."""
+    if node.op == "call_module":
+        return any(getattr(part, "inplace", False) is True for part in root.get_submodule(str(node.target)).modules())
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op.startswith("call") and (
+        name.endswith("_") or name in _WRITING or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+    )
 
 
 def _activation(root: nn.Module, node: fx.Node) -> tuple[str, _Scalars] | None:

@@ -113,3 +113,8 @@ def twin(module: M) -> M:
     """A copy that shares the tensors: a user's module may note things while it runs."""
     shared = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, {id(value): value for value in shared})
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called whenever a part of the module is called."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())

@@ -190,6 +190,8 @@ def _as_channels(images: np.ndarray, channels: int) -> Tensor:
             f"expected uint8 images of height x width, or height x width x 1, 3 or 4 channels, "
             f"got {images.dtype} of {shape}; convert them to 8-bit grey or RGB"
         )
+    if min(images.strides) < 0:  # reversed, which torch does not take
+        images = images.copy()
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 255
     if pixels.shape[1] == 4:
         opacity = pixels[:, 3:]

@@ -53,6 +53,12 @@ def test_large_images_give_together_what_each_gives_alone(shape: tuple[int, ...]
         assert torch.equal(row, GREY(image[None])[0])
 
 
+@pytest.mark.parametrize("shape", [(3, 1500, 1500), (24, 300, 300), (2, 40, 30, 3)])
+def test_reversed_images_are_taken(shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    assert torch.equal(GREY(images[::-1, ::-1]), GREY(images[::-1, ::-1].copy()))
+
+
 def test_no_image_gives_an_empty_input() -> None:
     assert GREY(flat(0, 0, 8, 8)).shape == (0, 1, 32, 32)
     assert GREY(()).shape == (0, 1, 32, 32)
