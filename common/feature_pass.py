@@ -39,8 +39,8 @@ Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
 class FeaturePass:
     """A trunk made ready: BatchNorms folded, convolutions fused, channels last, weights in the precision of the pass.
 
-    The backbone itself stays as it is, and so does its digest. A network with hooks is run as it is, a batch at a time: a
-    hook may know the very modules that it was made for.
+    The backbone itself stays as it is, and so does its digest. A network with hooks is run as it is, a batch at a time:
+    a hook may know the very modules that it was made for.
 
     Attributes:
         preprocessing: of the backbone.

@@ -18,7 +18,7 @@ from common import place_products, row_products, small_maps
 from common.backbones.backbone import Activations
 from common.folding import EXACT_ENOUGH, fold, largest_deviation
 from common.grafting import Trunk, threads, twin
-from common.tracing import traced
+from common.tracing import FINITE_MODULES, may_write, stays_finite, traced
 
 _Scalars = list[float]
 _Instead = small_maps.MapProduct | place_products.PlaceProducts | row_products.RowProducts
@@ -34,45 +34,6 @@ _FUNCTIONS: dict[Any, tuple[str, _Scalars]] = {
     "relu_": _RELU,
 }
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
-_DIVISIONS = frozenset({operator.truediv, operator.floordiv})
-_WRITING = frozenset({"iadd", "isub", "imul", "itruediv", "setitem"})
-_FINITE_MODULES = frozenset(
-    {
-        *_MODULES,
-        *(
-            nn.Sequential,
-            nn.Conv2d,
-            nn.Linear,
-            nn.BatchNorm2d,
-            nn.GroupNorm,
-            nn.LayerNorm,
-            nn.Identity,
-            nn.Flatten,
-            nn.Dropout,
-        ),
-        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-        *(nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish),
-    }
-)
-_FINITE_FUNCTIONS = frozenset(
-    {
-        *(*_ADDITIONS, operator.mul, operator.imul, operator.sub, operator.getitem, getattr),
-        *(torch.mul, torch.cat, torch.flatten, torch.transpose, torch.permute, torch.reshape, torch.chunk),
-        *(functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.dropout),
-        *(
-            functional.conv2d,
-            functional.layer_norm,
-            torch.sigmoid,
-            functional.hardtanh,
-            functional.silu,
-            functional.hardswish,
-        ),
-    }
-)
-_FINITE_METHODS = frozenset(
-    {*("relu", "relu_", "add", "add_", "mul", "mul_", "sigmoid", "size", "view", "reshape", "flatten", "permute")}
-    | {*("transpose", "contiguous", "chunk", "unsqueeze", "squeeze", "mean")}
-)
 
 
 def fuse_convolutions(trunk: Trunk, examples: Activations | None, batch: int) -> Trunk | None:
@@ -192,7 +153,7 @@ def _fused_stage(stage: nn.Module, batch: int, finite: bool) -> tuple[nn.Module,
             nothing can be said of would look like any other: they are used only where there can be none.
     """
     if not any(_can_fuse(part) for part in stage.modules()):
-        return stage, finite and all(type(part) in _FINITE_MODULES for part in stage.modules())
+        return stage, finite and all(type(part) in FINITE_MODULES for part in stage.modules())
     root = twin(stage)  # a user's module may keep what it saw while it was traced
     try:
         graph = traced(root)
@@ -203,7 +164,7 @@ def _fused_stage(stage: nn.Module, batch: int, finite: bool) -> tuple[nn.Module,
         if node.op == "call_module" and _can_fuse(root.get_submodule(node.target)) and len(node.all_input_nodes) == 1:
             _fuse(root, graph, node, batch, finite)
         elif not node._erased:
-            finite = finite and _stays_finite(root, node)
+            finite = finite and stays_finite(root, node)
     return _Traced(fx.GraphModule(root, graph)), finite
 
 
@@ -217,17 +178,6 @@ class _Traced(nn.Module):
     def forward(self, inputs: Activations) -> Any:
         """Whatever the stage maps its input to."""
         return self.module.forward(inputs)
-
-
-def _stays_finite(root: nn.Module, node: fx.Node) -> bool:
-    """Whether finite numbers must lead to finite ones here, short of overflow."""
-    if node.op == "call_module":
-        return type(root.get_submodule(str(node.target))) in _FINITE_MODULES
-    if node.op == "call_function" and node.target in _DIVISIONS:
-        return isinstance(node.args[1], int | float) and node.args[1] != 0
-    if node.op == "call_function":
-        return node.target in _FINITE_FUNCTIONS or node.target in _FUNCTIONS
-    return node.op != "call_method" or node.target in _FINITE_METHODS
 
 
 def _can_fuse(module: nn.Module) -> bool:
@@ -258,7 +208,7 @@ def _fuse(root: nn.Module, graph: fx.Graph, conv: fx.Node, batch: int, finite: b
         replaced.append(behind)
     nodes = list(graph.nodes)
     between = nodes[nodes.index(conv) : nodes.index(replaced[-1])]
-    if any(_may_write(root, node) for node in between if node not in replaced):
+    if any(may_write(root, node) for node in between if node not in replaced):
         replaced, inputs, activation = [conv], inputs[:1], None
     name = f"fused_{conv.name}"
     while hasattr(root, name):
@@ -284,16 +234,6 @@ def _added_before(graph: fx.Graph, conv: fx.Node, added: fx.Node) -> fx.Node | N
         return None
     known = itertools.takewhile(lambda node: node is not conv, graph.nodes)
     return others[0] if others[0] in list(known) else None
-
-
-def _may_write(root: nn.Module, node: fx.Node) -> bool:
-    """Whether it may change what it is given: a convolution that is moved behind it would see it changed."""
-    if node.op == "call_module":
-        return any(getattr(part, "inplace", False) is True for part in root.get_submodule(str(node.target)).modules())
-    name = str(getattr(node.target, "__name__", node.target))
-    return node.op.startswith("call") and (
-        name.endswith("_") or name in _WRITING or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
-    )
 
 
 def _activation(root: nn.Module, node: fx.Node) -> tuple[str, _Scalars] | None:

@@ -165,20 +165,29 @@ def test_the_trunk_itself_stays_as_it_is() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize(("reference", "fused"), [("torchvision/resnet18:32@random-0", 20), ("embedded/glyph", 12)])
+@pytest.mark.parametrize(
+    ("reference", "fused", "with_activation"),
+    [
+        ("torchvision/resnet18:32@random-0", 20, 17),
+        ("torchvision/shufflenet_v2_x0_5:32@random-0", 56, 37),
+        ("embedded/glyph", 12, 0),  # it divides by a deviation first
+    ],
+)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_network_is_fused_and_stays_close(
-    reference: str, fused: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    reference: str, fused: int, with_activation: int, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = load_reference(reference)
     pixels = np.random.default_rng(0).integers(0, 256, (10, SIZE, SIZE), dtype=np.uint8)
     data = LocalData(pixels, np.arange(10) % 2, ("a", "b"))
     ready = FeaturePass(backbone, None, precision)
-    assert len(convolutions(ready._trunk)) == fused or precision == "bfloat16"  # which needs a processor that has it
-    found = extract(backbone, None, data, None, precision)
+    found = convolutions(ready._trunk)
+    if found or precision == "float32":  # bfloat16 needs a processor that has it
+        assert (len(found), sum(each.activation is not None for each in found)) == (fused, with_activation)
+    features = extract(backbone, None, data, None, precision)
     monkeypatch.setattr(FeaturePass, "_has_kernels", lambda self: False)
     plain = extract(backbone, None, data, None, precision)
-    distance = np.linalg.norm(found - plain, axis=1) / np.linalg.norm(plain, axis=1)
+    distance = np.linalg.norm(features - plain, axis=1) / np.linalg.norm(plain, axis=1)
     assert distance.max() < (1e-4 if precision == "float32" else 0.1)
 
 
@@ -334,3 +343,10 @@ def test_no_record_gives_no_features(reference: str) -> None:
     ready = FeaturePass(load_reference(reference), None)
     empty = ready.preprocessing(np.zeros((0, SIZE, SIZE), np.uint8))
     assert ready.features(empty).shape == (0, ready.features(ready.preprocessing(ready.preprocessing.blank())).shape[1])
+
+
+def test_a_record_whose_input_is_not_a_number_has_no_features() -> None:
+    ready = FeaturePass(load_reference("torchvision/resnet18:32@random-0"), None)
+    inputs = ready.preprocessing(np.zeros((3, SIZE, SIZE), np.uint8)).clone()
+    inputs[1, 0, 5, 5] = torch.nan
+    assert ready.features(inputs).isnan().all(dim=1).tolist() == [False, True, False]
