@@ -58,19 +58,24 @@ def deep_clipped_sum(
 
 
 class _Copied:
-    """A head's values in one type, cut off from its parameters, which stay as they are."""
+    """A head's values in one type, cut off from its parameters, which stay as they are.
+
+    A unit is copied to memory of its own, and so are the buffers: how a product rounds may depend on where its inputs
+    lie, which in a batch depends on the units before, and what one unit leaves in a buffer the next would see.
+    """
 
     def __init__(self, head: nn.Module, dtype: torch.dtype) -> None:
         self.head, self.dtype = head, dtype
         self.trained = {name: value.shape for name, value in head.named_parameters() if value.requires_grad}
-        named = {**dict(head.named_parameters()), **dict(head.named_buffers())}
-        self.values = {
-            name: value.detach().to(dtype) if value.is_floating_point() else value for name, value in named.items()
-        }
+        self.values, self.buffers = (
+            {name: value.detach().to(dtype) if value.is_floating_point() else value for name, value in named}
+            for named in (head.named_parameters(), head.named_buffers())
+        )
 
     def logits(self, features: Tensor, trained: Mapping[str, Tensor] | None = None) -> Tensor:
-        features = features.detach().to(self.dtype) if features.is_floating_point() else features
-        logits: Tensor = functional_call(self.head, {**self.values, **(trained or {})}, (features,))
+        features = features.detach().to(self.dtype if features.is_floating_point() else features.dtype, copy=True)
+        buffers = {name: value.clone() for name, value in self.buffers.items()}
+        logits: Tensor = functional_call(self.head, {**self.values, **buffers, **(trained or {})}, (features,))
         return logits
 
 

@@ -390,6 +390,47 @@ def test_weights_made_to_blow_up_rounding_do_not_let_a_record_change_the_others(
             assert distance(whole, less) <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("width", [16, 17, 18, 19, 33, 34, 70, 127])
+@pytest.mark.parametrize("train", ["all", "biases", "adapters"])
+def test_an_upper_stages_gradient_has_the_same_bits_at_any_place(width: int, train: str) -> None:
+    """Products round by where their inputs lie; neighbours that are not finite add nothing to the sum."""
+    head = perturbed(build_head("upper", width, CLASSES, upper={"stage": nn.Linear(width, 3)}, train=train))
+    rng = torch.Generator().manual_seed(0)
+    features, targets = torch.randn(6, width, generator=rng), torch.randint(0, CLASSES, (6,), generator=rng)
+    for unit in range(6):
+        alone = clipped_sum(head, classification_loss, features[unit : unit + 1].clone(), targets[unit : unit + 1], 1.0)
+        company = torch.where(torch.arange(6)[:, None] == unit, features, torch.nan)
+        found = clipped_sum(head, classification_loss, company, targets, 1.0)
+        assert all(torch.equal(value, alone.values[name]) for name, value in found.values.items())
+
+
+class Remembering(nn.Module):
+    """Leaves a trace of each record in a buffer, too small for made-up records to show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+        self.register_buffer("seen", torch.zeros(5))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        assert isinstance(self.seen, Tensor)
+        self.seen.add_(1e-9 * inputs.sum(dim=0))
+        found: Tensor = self.layer(inputs)
+        return found + self.seen
+
+
+def test_what_a_stage_notes_of_a_record_is_gone_for_the_next() -> None:
+    stage = Remembering()
+    head = perturbed(build_head("upper", 5, CLASSES, upper={"stage": stage}))
+    rng = torch.Generator().manual_seed(0)
+    features, targets = torch.randn(4, 5, generator=rng), torch.randint(0, CLASSES, (4,), generator=rng)
+    before = {name: value.clone() for name, value in head.named_buffers()}
+    each = [clipped_sum(head, classification_loss, features[i : i + 1], targets[i : i + 1], 1.0) for i in range(4)]
+    again = clipped_sum(head, classification_loss, features[:1], targets[:1], 1.0)
+    assert all(torch.equal(value, each[0].values[name]) for name, value in again.values.items())
+    assert all(torch.equal(value, before[name]) for name, value in head.named_buffers())
+
+
 @pytest.mark.parametrize("base", [1e3, 1e8, 1e12, 1e18])
 def test_gradients_that_nearly_cancel_are_clipped_by_their_true_norm(base: float) -> None:
     """A norm made of products of positions loses everything where they cancel; one of the gradient itself does not."""
