@@ -24,6 +24,7 @@ from common.folding import fold_norms
 from common.fusing import convolutions, fuse_convolutions
 from common.grafting import Trunk, has_hooks, threads, twin
 from common.made_up import made_up_records
+from common.place import computes_alike
 
 Precision = Literal["float32", "bfloat16"]
 """In which numbers convolutions and matrix products are computed; features are always stored in float32."""
@@ -47,6 +48,7 @@ class FeaturePass:
         precision: of convolutions and matrix products.
         device: where they are computed, a GPU where there is one.
         batch: records of one forward pass; always full, so that a record's features do not depend on its neighbours.
+            One, where they might depend on its place.
     """
 
     def __init__(self, backbone: Backbone, cut: str | None, precision: Precision = "float32") -> None:
@@ -63,10 +65,17 @@ class FeaturePass:
             has_hooks(trunk),
             torch.channels_last,
         )
+        if not self._computes_alike(trunk):
+            self.batch = 1
         self._trunk, self._fused = self._ready(trunk)
         if not self._fused and not self._runs():  # a network may view maps as rows, which these are not
             self._layout = torch.contiguous_format
             self._trunk = self._trunk if self._hooked else self._trunk.to(memory_format=self._layout)
+
+    def _computes_alike(self, trunk: Trunk) -> bool:
+        if self._examples is None:  # nothing can be tried; columns that are only scaled need not be
+            return not any(True for _ in trunk.parameters())
+        return computes_alike(trunk, self._examples, self.batch)
 
     def _ready(self, trunk: Trunk) -> tuple[nn.Module, bool]:
         """What the trunk is run as, and whether its convolutions are fused."""

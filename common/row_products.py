@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.place import ALIKE
+
 ROWS, TAPS, SUMS = 4, 3, 6
 FEWEST_CHANNELS = 64
 MOST_PRODUCTS = 0.6  # of the plain convolution's
@@ -50,7 +52,8 @@ def is_wide_and_plain(weight: Tensor, how: Sequence[Any]) -> bool:
     """
     plain = weight.shape[2:] == (TAPS, TAPS) and list(how) == [[1, 1], [1, 1], [1, 1], 1]
     wide = min(weight.shape[:2]) >= FEWEST_CHANNELS and weight.dtype == torch.float32
-    return plain and wide and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    alike = all(channels % ALIKE == 0 for channels in weight.shape[:2])  # at any place of a batch
+    return plain and wide and alike and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 class RowProducts(nn.Module):

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from common.place import ALIKE
+
 MOST_PLACES = 4
 Pair = Sequence[int]
 
@@ -27,7 +29,8 @@ def is_worth_it(weight: Tensor, groups: int, size: Pair) -> bool:
     (True, False)
     """
     places = size[0] * size[1]
-    plain = groups == 1 and weight.dtype == torch.float32
+    alike = all(channels % ALIKE == 0 for channels in weight.shape[:2])  # at any place of a batch
+    plain = groups == 1 and weight.dtype == torch.float32 and alike
     return plain and places <= MOST_PLACES and 2 * places <= weight[0, 0].numel()
 
 

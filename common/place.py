@@ -1,0 +1,107 @@
+"""Whether what a network makes of a record may depend on the record's place in a batch.
+
+It may, in its last bit. How a matrix product rounds depends on whether a row begins at a multiple of 16 bytes, and
+sigmoids are worked out several numbers at a time, the last ones singly. A record that joins moves the others' places,
+and a server that chooses weights can make a gradient of a bit (docs/decisions/0007-heads.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from common.backbones.backbone import Activations
+
+ALIKE = 8  # numbers: rows that begin at multiples of so many are computed alike, in float32 and in bfloat16
+AT_ONCE = 32  # numbers that a processor works out together, at most; the last ones, where fewer are left, singly
+_EXACT = (
+    # one number from one or two, as IEEE 754 says
+    *(
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "neg",
+        "abs",
+        "square",
+        "sqrt",
+        "relu",
+        "relu6",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+    ),
+    *("hardtanh", "hardswish", "hardsigmoid", "maximum", "minimum", "sign", "floor", "round", "eq", "ne", "lt", "le"),
+    *("gt", "ge", "logical_not", "logical_and", "bitwise_not", "bitwise_and"),
+    # numbers moved, chosen, made
+    *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "expand_as", "flatten", "select"),
+    *("slice", "squeeze", "unsqueeze", "split", "split_with_sizes", "unbind", "chunk", "alias", "as_strided", "detach"),
+    *("clone", "copy", "_to_copy", "to", "contiguous", "cat", "stack", "index", "index_select", "gather", "embedding"),
+    *("where", "masked_fill", "fill", "pad", "constant_pad_nd", "flip", "roll", "dropout", "arange", "zeros", "ones"),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_empty", "full", "empty"),
+    *("scalar_tensor", "lift_fresh", "_local_scalar_dense", "item", "max_pool2d", "max_pool2d_with_indices", "amax"),
+)
+_TRIED = (  # each place in a batch gave the same bits (docs/decisions/0008-feature-pass.md)
+    *("convolution", "_convolution", "mkldnn_convolution", "conv1d", "conv2d", "batch_norm", "native_batch_norm"),
+    *("_native_batch_norm_legit_no_training", "_batch_norm_impl_index", "group_norm", "native_group_norm"),
+    *("layer_norm", "native_layer_norm", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"),
+    *("linalg_vector_norm", "norm", "std", "var", "scatter_add", "softmax", "_softmax", "gelu", "tanh", "exp"),
+)
+_ANYWHERE = frozenset((*_EXACT, *_TRIED))
+_ONE_BY_ONE = frozenset(
+    ("sigmoid", "silu", "softplus", "mish", "elu", "leaky_relu", "erf", "log", "pow", "rsqrt", "sin", "cos")
+)
+
+
+@torch.inference_mode()
+def computes_alike(network: nn.Module, examples: Activations, batch: int) -> bool:
+    """Whether no place in a batch differs from another for any operation, as far as an example shows.
+
+    Args:
+        network: maps the examples to features.
+        examples: two records.
+        batch: how many records will go together.
+    """
+    with _Looking(batch) as looking:
+        try:
+            network(examples)
+        except RuntimeError:  # whoever runs it will hear of it
+            return False
+    return bool(looking.alike)
+
+
+class _Looking(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Looks at what goes into each operation and comes out."""
+
+    alike: bool
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alike, self._batch = True, batch
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the compiler is imported, in order not to be used
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__.removesuffix("_")
+        if name not in _ANYWHERE and self.alike:
+            together = [values for values in _tensors((args, kwargs, found)) if values.dim() > 1]
+            if name in _ONE_BY_ONE:
+                self.alike = all(values.numel() // 2 * self._batch % AT_ONCE == 0 for values in together)
+            else:
+                self.alike = all(values.shape[-1] % ALIKE == values.numel() % (2 * ALIKE) == 0 for values in together)
+        return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)

@@ -1,0 +1,82 @@
+"""A record's features do not depend on its place in a batch: batches are formed only where that holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.backbones.backbone import Backbone
+from common.backbones.controls import load_reference
+from common.backbones.preprocessing import ImagePreprocessing
+from common.backbones.tabular import AnyColumns
+from common.data.local import LocalData
+from common.feature_pass import FeaturePass
+from common.features import extract
+from common.place import computes_alike
+
+SIZE = 16
+
+
+class Rows(nn.Module):
+    """An image's pixels as a row, of odd length or not, through layers whose rounding may depend on its place."""
+
+    def __init__(self, width: int, hidden: int, squash: nn.Module) -> None:
+        super().__init__()
+        self.width, self.squash = width, squash
+        self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, 8)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.second(self.squash(self.first(inputs.flatten(1)[:, : self.width])))
+        return found
+
+
+def backbone_of(*stages: nn.Module) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for stage in stages:
+            for value in stage.eval().requires_grad_(False).parameters():
+                value.normal_()
+    named = {str(number): stage for number, stage in enumerate(stages)}
+    return Backbone("test/net", named, ImagePreprocessing(size=SIZE, channels=1), "", "", "0" * 64)
+
+
+def images(count: int) -> LocalData:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE), dtype=np.uint8)
+    return LocalData(pixels, np.arange(count) % 2, ("a", "b"))
+
+
+@pytest.mark.parametrize("squash", [nn.ReLU(), nn.Sigmoid(), nn.SiLU(), nn.Softplus()], ids=str)
+@pytest.mark.parametrize("hidden", [5, 8, 10, 33])
+@pytest.mark.parametrize("width", [5, 17, 33, 64, 65, 255])
+def test_features_are_the_same_bits_at_every_place(width: int, hidden: int, squash: nn.Module) -> None:
+    backbone, data = backbone_of(Rows(width, hidden, squash)), images(70)
+    whole = extract(backbone, None, data)
+    for first in (1, 2, 3, 7, 66):
+        assert np.array_equal(extract(backbone, None, data.take(np.arange(first, 70))), whole[first:])
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden", "squash", "batch"),
+    [(64, 8, nn.ReLU(), 64), (65, 8, nn.ReLU(), 1), (64, 10, nn.ReLU(), 1), (64, 16, nn.Sigmoid(), 64)],
+)
+def test_batches_are_formed_where_rows_lie_alike(width: int, hidden: int, squash: nn.Module, batch: int) -> None:
+    assert FeaturePass(backbone_of(Rows(width, hidden, squash)), None).batch == batch
+
+
+@pytest.mark.parametrize("reference", ["embedded/glyph", "torchvision/resnet18:32@random-0", "tabular/identity:5"])
+def test_networks_that_come_with_fedgraft_are_run_in_batches(reference: str) -> None:
+    assert FeaturePass(load_reference(reference), None).batch == 64
+
+
+def test_a_network_over_columns_is_run_one_by_one() -> None:
+    """No columns are made up, so that nothing can be tried."""
+    stages = {"hidden": nn.Sequential(nn.Linear(10, 8)).requires_grad_(False)}
+    assert FeaturePass(Backbone("test/net", stages, AnyColumns(5), "", "", "0" * 64), None).batch == 1
+
+
+def test_numbers_of_a_record_that_are_worked_out_singly_in_one_batch_only_are_noticed() -> None:
+    squashed = nn.Sequential(nn.Flatten(), nn.Sigmoid())
+    assert not computes_alike(squashed, torch.zeros(2, 1, 2, 3), 8)
+    assert computes_alike(squashed, torch.zeros(2, 1, 2, 3), 64)
