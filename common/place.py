@@ -20,22 +20,8 @@ ALIKE = 8  # numbers: rows that begin at multiples of so many are computed alike
 AT_ONCE = 32  # numbers that a processor works out together, at most; the last ones, where fewer are left, singly
 _EXACT = (
     # one number from one or two, as IEEE 754 says
-    *(
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "neg",
-        "abs",
-        "square",
-        "sqrt",
-        "relu",
-        "relu6",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-    ),
+    *("add", "sub", "rsub", "mul", "div", "neg", "abs", "square", "sqrt", "relu", "relu6", "clamp", "clamp_min"),
+    *("clamp_max",),
     *("hardtanh", "hardswish", "hardsigmoid", "maximum", "minimum", "sign", "floor", "round", "eq", "ne", "lt", "le"),
     *("gt", "ge", "logical_not", "logical_and", "bitwise_not", "bitwise_and"),
     # numbers moved, chosen, made
@@ -47,14 +33,38 @@ _EXACT = (
     *("scalar_tensor", "lift_fresh", "_local_scalar_dense", "item", "max_pool2d", "max_pool2d_with_indices", "amax"),
 )
 _TRIED = (  # each place in a batch gave the same bits (docs/decisions/0008-feature-pass.md)
-    *("convolution", "_convolution", "mkldnn_convolution", "conv1d", "conv2d", "batch_norm", "native_batch_norm"),
-    *("_native_batch_norm_legit_no_training", "_batch_norm_impl_index", "group_norm", "native_group_norm"),
+    *(
+        "batch_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit_no_training",
+        "_batch_norm_impl_index",
+        "group_norm",
+        "native_group_norm",
+    ),
     *("layer_norm", "native_layer_norm", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"),
-    *("linalg_vector_norm", "norm", "std", "var", "scatter_add", "softmax", "_softmax", "gelu", "tanh", "exp"),
+    *("linalg_vector_norm", "norm", "std", "var", "scatter_add", "softmax", "_softmax"),
 )
 _ANYWHERE = frozenset((*_EXACT, *_TRIED))
-_ONE_BY_ONE = frozenset(
-    ("sigmoid", "silu", "softplus", "mish", "elu", "leaky_relu", "erf", "log", "pow", "rsqrt", "sin", "cos")
+_CONVOLUTIONS = frozenset({"convolution", "_convolution", "mkldnn_convolution", "conv1d", "conv2d", "conv3d"})
+_NUMBER_BY_NUMBER = frozenset(
+    {
+        *(
+            "sigmoid",
+            "silu",
+            "softplus",
+            "mish",
+            "elu",
+            "leaky_relu",
+            "prelu",
+            "gelu",
+            "tanh",
+            "exp",
+            "expm1",
+            "log",
+            "log1p",
+        )
+    }
+    | {*("pow", "rsqrt", "reciprocal", "erf", "sin", "cos")}
 )
 
 
@@ -91,12 +101,17 @@ class _Looking(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__.removesuffix("_")
         if name not in _ANYWHERE and self.alike:
-            together = [values for values in _tensors((args, kwargs, found)) if values.dim() > 1]
-            if name in _ONE_BY_ONE:
-                self.alike = all(values.numel() // 2 * self._batch % AT_ONCE == 0 for values in together)
-            else:
-                self.alike = all(values.shape[-1] % ALIKE == values.numel() % (2 * ALIKE) == 0 for values in together)
+            self.alike = self._is_alike(name, args, [*_tensors((args, kwargs, found))])
         return found
+
+    def _is_alike(self, name: str, args: Any, all_: list[Tensor]) -> bool:
+        if name in _CONVOLUTIONS:  # one of a single place is a product
+            outputs, inputs, *kernel = args[1].shape
+            return bool(outputs % ALIKE == 0 and (inputs % ALIKE == 0 or max(kernel) > 1))
+        together = [values for values in all_ if values.dim() > 1]
+        if name in _NUMBER_BY_NUMBER:
+            return all(values.numel() // 2 * self._batch % AT_ONCE == 0 for values in together)
+        return all(values.shape[-1] % ALIKE == values.numel() % (2 * ALIKE) == 0 for values in together)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -57,6 +57,33 @@ def test_features_are_the_same_bits_at_every_place(width: int, hidden: int, squa
         assert np.array_equal(extract(backbone, None, data.take(np.arange(first, 70))), whole[first:])
 
 
+@pytest.mark.parametrize("channels", [(4, 7), (5, 8), (8, 5), (33, 4), (8, 8), (16, 64)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolutions_give_the_same_bits_at_every_place(channels: tuple[int, int], kernel: int) -> None:
+    """One of a single place is a product."""
+    first, second = channels
+    layers = (nn.Conv2d(1, first, 4, 3), nn.Conv2d(first, second, kernel), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone, data = backbone_of(nn.Sequential(*layers)), images(70)
+    whole = extract(backbone, None, data)
+    for start in (1, 2, 3, 66):
+        assert np.array_equal(extract(backbone, None, data.take(np.arange(start, 70))), whole[start:])
+
+
+@pytest.mark.parametrize(
+    ("layer", "alike"),
+    [
+        (nn.Conv2d(33, 8, 1), False),
+        (nn.Conv2d(8, 7, 1), False),
+        (nn.Conv2d(8, 7, 3), False),
+        (nn.Conv2d(33, 8, 3), True),
+        (nn.Conv2d(8, 64, 1), True),
+    ],
+)
+def test_a_convolution_of_a_single_place_is_a_product(layer: nn.Conv2d, alike: bool) -> None:
+    network = nn.Sequential(layer, nn.Flatten())
+    assert computes_alike(network, torch.zeros(2, layer.in_channels, 8, 8), 64) == alike
+
+
 @pytest.mark.parametrize(
     ("width", "hidden", "squash", "batch"),
     [(64, 8, nn.ReLU(), 64), (65, 8, nn.ReLU(), 1), (64, 10, nn.ReLU(), 1), (64, 16, nn.Sigmoid(), 64)],
