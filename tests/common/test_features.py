@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -142,8 +143,9 @@ def test_features_are_on_their_way_to_the_disk_without_a_name(cache: FeatureCach
 
 
 def settled_bytes() -> int:
-    """What this process holds without the garbage of other tests, which would go at any moment."""
+    """What this process holds without the garbage of other tests, which would go at any moment, or be used again."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return resident_anonymous_bytes()
 
 
