@@ -33,38 +33,16 @@ _EXACT = (
     *("scalar_tensor", "lift_fresh", "_local_scalar_dense", "item", "max_pool2d", "max_pool2d_with_indices", "amax"),
 )
 _TRIED = (  # each place in a batch gave the same bits (docs/decisions/0008-feature-pass.md)
-    *(
-        "batch_norm",
-        "native_batch_norm",
-        "_native_batch_norm_legit_no_training",
-        "_batch_norm_impl_index",
-        "group_norm",
-        "native_group_norm",
-    ),
+    *("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_impl_index"),
+    *("group_norm", "native_group_norm"),
     *("layer_norm", "native_layer_norm", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"),
     *("linalg_vector_norm", "norm", "std", "var", "scatter_add", "softmax", "_softmax"),
 )
 _ANYWHERE = frozenset((*_EXACT, *_TRIED))
 _CONVOLUTIONS = frozenset({"convolution", "_convolution", "mkldnn_convolution", "conv1d", "conv2d", "conv3d"})
 _NUMBER_BY_NUMBER = frozenset(
-    {
-        *(
-            "sigmoid",
-            "silu",
-            "softplus",
-            "mish",
-            "elu",
-            "leaky_relu",
-            "prelu",
-            "gelu",
-            "tanh",
-            "exp",
-            "expm1",
-            "log",
-            "log1p",
-        )
-    }
-    | {*("pow", "rsqrt", "reciprocal", "erf", "sin", "cos")}
+    {*("sigmoid", "silu", "softplus", "mish", "elu", "leaky_relu", "prelu", "gelu", "tanh", "exp", "expm1", "log")}
+    | {*("log1p", "pow", "rsqrt", "reciprocal", "erf", "sin", "cos")}
 )
 
 
