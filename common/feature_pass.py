@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Literal
 
@@ -60,22 +61,23 @@ class FeaturePass:
         self.preprocessing, self.precision = backbone.preprocessing, precision
         self.device, self.batch = device(), batch_size(backbone.preprocessing, precision)
         trunk = Trunk(backbone, cut)
-        self._examples, self._hooked, self._layout = (
-            _examples(self.preprocessing),
-            has_hooks(trunk),
-            torch.channels_last,
-        )
-        if not self._computes_alike(trunk):
+        self._examples = _examples(self.preprocessing)
+        self._hooked, self._layout = has_hooks(trunk), torch.channels_last
+        self._make_ready(trunk)
+        if not self._computes_alike():
             self.batch = 1
+            self._make_ready(trunk)
+
+    def _make_ready(self, trunk: Trunk) -> None:
         self._trunk, self._fused = self._ready(trunk)
         if not self._fused and not self._runs():  # a network may view maps as rows, which these are not
             self._layout = torch.contiguous_format
             self._trunk = self._trunk if self._hooked else self._trunk.to(memory_format=self._layout)
 
-    def _computes_alike(self, trunk: Trunk) -> bool:
+    def _computes_alike(self) -> bool:
         if self._examples is None:  # nothing can be tried; columns that are only scaled need not be
-            return not any(True for _ in trunk.parameters())
-        return computes_alike(trunk, self._examples, self.batch)
+            return not any(True for _ in self._trunk.parameters())
+        return computes_alike(self._trunk, partial(self._forward, self._trunk), self._examples, self.batch)
 
     def _ready(self, trunk: Trunk) -> tuple[nn.Module, bool]:
         """What the trunk is run as, and whether its convolutions are fused."""

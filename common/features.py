@@ -41,7 +41,7 @@ from common.segments import (
 )
 
 TRIES = 3  # of finding in the cache what was just written there
-FORMAT = 8  # counts up when the way of computing features changes their bits
+FORMAT = 9  # counts up when the way of computing features changes their bits
 
 Progress = Callable[[int, int], None]
 

@@ -24,7 +24,12 @@ _Scalars = list[float]
 _Instead = small_maps.MapProduct | place_products.PlaceProducts | row_products.RowProducts
 _RELU: tuple[str, _Scalars] = ("relu", [])
 _RELU6: tuple[str, _Scalars] = ("hardtanh", [0.0, 6.0])
-_MODULES: dict[type[nn.Module], tuple[str, _Scalars]] = {nn.ReLU: _RELU, nn.ReLU6: _RELU6}
+_MODULES: dict[type[nn.Module], tuple[str, _Scalars]] = {
+    nn.ReLU: _RELU,
+    nn.ReLU6: _RELU6,
+    nn.SiLU: ("swish", []),
+    nn.Hardswish: ("hardswish", []),
+}
 _FUNCTIONS: dict[Any, tuple[str, _Scalars]] = {
     functional.relu: _RELU,
     torch.relu: _RELU,

@@ -7,7 +7,7 @@ and a server that chooses weights can make a gradient of a bit (docs/decisions/0
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _EXACT = (
     *("add", "sub", "rsub", "mul", "div", "neg", "abs", "square", "sqrt", "relu", "relu6", "clamp", "clamp_min"),
     *("clamp_max",),
     *("hardtanh", "hardswish", "hardsigmoid", "maximum", "minimum", "sign", "floor", "round", "eq", "ne", "lt", "le"),
-    *("gt", "ge", "logical_not", "logical_and", "bitwise_not", "bitwise_and"),
+    *("gt", "ge", "isnan", "logical_not", "logical_and", "bitwise_not", "bitwise_and"),
     # numbers moved, chosen, made
     *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "expand_as", "flatten", "select"),
     *("slice", "squeeze", "unsqueeze", "split", "split_with_sizes", "unbind", "chunk", "alias", "as_strided", "detach"),
@@ -37,6 +37,7 @@ _TRIED = (  # each place in a batch gave the same bits (docs/decisions/0008-feat
     *("group_norm", "native_group_norm"),
     *("layer_norm", "native_layer_norm", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"),
     *("linalg_vector_norm", "norm", "std", "var", "scatter_add", "softmax", "_softmax"),
+    "_convolution_pointwise",  # oneDNN's own, of a single place and of any channels, too
 )
 _ANYWHERE = frozenset((*_EXACT, *_TRIED))
 _CONVOLUTIONS = frozenset({"convolution", "_convolution", "mkldnn_convolution", "conv1d", "conv2d", "conv3d"})
@@ -47,17 +48,19 @@ _NUMBER_BY_NUMBER = frozenset(
 
 
 @torch.inference_mode()
-def computes_alike(network: nn.Module, examples: Activations, batch: int) -> bool:
+def computes_alike(network: nn.Module, run: Callable[[Activations], Tensor], examples: Activations, batch: int) -> bool:
     """Whether no place in a batch differs from another for any operation, as far as an example shows.
 
     Args:
-        network: maps the examples to features.
+        network: its weights are the same for every place, however they lie in memory.
+        run: maps the examples to features by it, as records will be.
         examples: two records.
         batch: how many records will go together.
     """
-    with _Looking(batch) as looking:
+    weights = {_memory(values) for values in (*network.parameters(), *network.buffers())}
+    with _Looking(batch, weights) as looking:
         try:
-            network(examples)
+            run(examples)
         except RuntimeError:  # whoever runs it will hear of it
             return False
     return bool(looking.alike)
@@ -68,9 +71,9 @@ class _Looking(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     alike: bool
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, weights: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.alike, self._batch = True, batch
+        self.alike, self._batch, self._weights = True, batch, weights
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -79,7 +82,8 @@ class _Looking(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__.removesuffix("_")
         if name not in _ANYWHERE and self.alike:
-            self.alike = self._is_alike(name, args, [*_tensors((args, kwargs, found))])
+            values = [part for part in _tensors((args, kwargs, found)) if _memory(part) not in self._weights]
+            self.alike = self._is_alike(name, args, values)
         return found
 
     def _is_alike(self, name: str, args: Any, all_: list[Tensor]) -> bool:
@@ -98,3 +102,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensors(part)
+
+
+def _memory(values: Tensor) -> int:
+    """What tells tensors apart of which one is not a view of the other; oneDNN's own layouts have no views."""
+    return values.untyped_storage().data_ptr() if values.layout == torch.strided else id(values)

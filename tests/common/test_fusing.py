@@ -87,7 +87,7 @@ def prepared(count: int = 4, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.ReLU6(), torch.tanh])
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), torch.tanh])
 def test_what_is_fused_gives_what_the_network_gives(tail: str, activation: Callable[[Tensor], Tensor]) -> None:
     trunk = trunk_of(Block(TAILS[tail], activation))
     fused = fuse_convolutions(trunk, prepared(), BATCH)
@@ -170,6 +170,7 @@ def test_the_trunk_itself_stays_as_it_is() -> None:
     [
         ("torchvision/resnet18:32@random-0", 20, 17),
         ("torchvision/shufflenet_v2_x0_5:32@random-0", 56, 37),
+        ("torchvision/mobilenet_v3_small:32@random-0", 52, 32),
         ("embedded/glyph", 12, 0),  # it divides by a deviation first
     ],
 )

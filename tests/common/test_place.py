@@ -57,13 +57,23 @@ def test_features_are_the_same_bits_at_every_place(width: int, hidden: int, squa
         assert np.array_equal(extract(backbone, None, data.take(np.arange(first, 70))), whole[first:])
 
 
-@pytest.mark.parametrize("channels", [(4, 7), (5, 8), (8, 5), (33, 4), (8, 8), (16, 64)])
+def squeezed(channels: tuple[int, int], kernel: int) -> nn.Sequential:
+    """A convolution of a single place, which is a product."""
+    first, second = channels
+    return nn.Sequential(
+        *(nn.Conv2d(1, first, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(first, second, kernel, padding=kernel // 2)),
+        *(nn.SiLU(), nn.Flatten()),
+    )
+
+
+@pytest.mark.parametrize("channels", [(4, 7), (5, 8), (8, 5), (33, 4), (8, 8), (16, 64), (58, 6)])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_convolutions_give_the_same_bits_at_every_place(channels: tuple[int, int], kernel: int) -> None:
-    """One of a single place is a product."""
+@pytest.mark.parametrize("pooled", [False, True])
+def test_convolutions_give_the_same_bits_at_every_place(channels: tuple[int, int], kernel: int, pooled: bool) -> None:
     first, second = channels
     layers = (nn.Conv2d(1, first, 4, 3), nn.Conv2d(first, second, kernel), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    backbone, data = backbone_of(nn.Sequential(*layers)), images(70)
+    backbone, data = backbone_of(squeezed(channels, kernel) if pooled else nn.Sequential(*layers)), images(70)
+    assert FeaturePass(backbone, None).batch == 64
     whole = extract(backbone, None, data)
     for start in (1, 2, 3, 66):
         assert np.array_equal(extract(backbone, None, data.take(np.arange(start, 70))), whole[start:])
@@ -81,7 +91,7 @@ def test_convolutions_give_the_same_bits_at_every_place(channels: tuple[int, int
 )
 def test_a_convolution_of_a_single_place_is_a_product(layer: nn.Conv2d, alike: bool) -> None:
     network = nn.Sequential(layer, nn.Flatten())
-    assert computes_alike(network, torch.zeros(2, layer.in_channels, 8, 8), 64) == alike
+    assert computes_alike(network, network, torch.zeros(2, layer.in_channels, 8, 8), 64) == alike
 
 
 @pytest.mark.parametrize(
@@ -92,7 +102,14 @@ def test_batches_are_formed_where_rows_lie_alike(width: int, hidden: int, squash
     assert FeaturePass(backbone_of(Rows(width, hidden, squash)), None).batch == batch
 
 
-@pytest.mark.parametrize("reference", ["embedded/glyph", "torchvision/resnet18:32@random-0", "tabular/identity:5"])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *("embedded/glyph", "torchvision/resnet18:32@random-0", "tabular/identity:5"),
+        "torchvision/shufflenet_v2_x1_0:32@random-0",  # layers of 58 channels
+        "torchvision/regnet_y_400mf:32@random-0",  # products of 12 numbers
+    ],
+)
 def test_networks_that_come_with_fedgraft_are_run_in_batches(reference: str) -> None:
     assert FeaturePass(load_reference(reference), None).batch == 64
 
@@ -105,5 +122,5 @@ def test_a_network_over_columns_is_run_one_by_one() -> None:
 
 def test_numbers_of_a_record_that_are_worked_out_singly_in_one_batch_only_are_noticed() -> None:
     squashed = nn.Sequential(nn.Flatten(), nn.Sigmoid())
-    assert not computes_alike(squashed, torch.zeros(2, 1, 2, 3), 8)
-    assert computes_alike(squashed, torch.zeros(2, 1, 2, 3), 64)
+    assert not computes_alike(squashed, squashed, torch.zeros(2, 1, 2, 3), 8)
+    assert computes_alike(squashed, squashed, torch.zeros(2, 1, 2, 3), 64)
