@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.errors import BudgetSpentError, PrivacyError
 from common.privacy.plan import PrivacyPlan
-from common.privacy.statement import Balance
+from common.privacy.statement import Balance, Spend
 
 
 def check_terms(balance: Balance, plan: PrivacyPlan, cap_wanted: float | None = None) -> None:
@@ -33,6 +33,22 @@ def check_terms(balance: Balance, plan: PrivacyPlan, cap_wanted: float | None = 
         raise PrivacyError(
             f"the privacy unit of data set {balance.dataset_id!r} must stay {balance.unit!r}, got "
             f"{plan.terms.unit!r}; offer a plan with that unit"
+        )
+
+
+def check_session(balance: Balance, spend: Spend) -> None:
+    """Make sure that no other answer was charged for the session of a sum.
+
+    Raises:
+        PrivacyError: one was, of another node on this ledger, say: a record that both hold would move the sum by twice
+            the clipping norm, which is more than two charges say.
+    """
+    other = balance.sessions.get(spend.session)
+    if other is not None:
+        raise PrivacyError(
+            f"a ledger answers in one sum once, but for round {spend.round} of run {spend.run_id!r} it has paid for "
+            f"{other.spend.node or 'another answer'} already; let one node of these records take part in a run with "
+            "secure aggregation"
         )
 
 

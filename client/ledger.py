@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from client.caps import check_terms, check_whole
+from client.caps import check_session, check_terms, check_whole
 from client.ledger_file import SCHEMA, connect, create_file, make_schema_once, schema_version, sentences
 from common.errors import BudgetSpentError, ConfigError, PrivacyError, ReleasedOnceError
 from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
@@ -122,8 +122,8 @@ class Ledger:
         """Pay for one round before it is trained.
 
         Args:
-            spend: run, round and head. The same spend again is a retry and costs nothing more; another head for the
-                same round is another release, and is charged.
+            spend: run, round, head, node and session. The same spend again is a retry and costs nothing more; another
+                head for the same round is another release, and is charged, and so is another node's answer.
             plan: the terms accepted for this run; it gives the cost.
             whole: refuse the round unless the plan fits to its last one.
 
@@ -132,7 +132,7 @@ class Ledger:
 
         Raises:
             PrivacyError: the cap would be passed, or delta or unit are not the ledger's, or the reply that was sent is
-                no longer kept. Nothing is charged then.
+                no longer kept, or something else was charged for this session. Nothing is charged then.
             ConfigError: the disk is full, or another process holds the file too long. Nothing is charged then.
         """
         charge = Charge(plan.digest, spend)
@@ -323,6 +323,7 @@ class Ledger:
 
     def _charge(self, charge: Charge, plan: PrivacyPlan) -> None:
         check_terms(self._balance, plan, self._cap_wanted)
+        check_session(self._balance, charge.spend)
         after = self._balance.with_round(plan, charge.spend.run_id)
         if not after.epsilon <= self._balance.epsilon_cap:
             raise BudgetSpentError(
@@ -391,9 +392,10 @@ class Ledger:
 
 
 def _reserve_body(charge: Charge, plan: PrivacyPlan) -> dict[str, Any]:
-    run_id, round, head = charge.spend
+    run_id, round, head, node, session = charge.spend
     steps = plan.terms.steps_per_round
-    return {"run_id": run_id, "digest": charge.digest, "round": round, "head": head, "steps": steps}
+    said = {"run_id": run_id, "digest": charge.digest, "round": round, "head": head, "steps": steps}
+    return said | ({"node": node} if node else {}) | ({"session": session} if session else {})
 
 
 def _remember(key: str, balance: Balance) -> None:

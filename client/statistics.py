@@ -44,7 +44,7 @@ def release_statistics(task: StatisticsTask, node: Node) -> Statistics:
     model = task.offer.model
     size = packed_size(task.sketch.width, model.task, len(model.classes))
     with node.open_ledger() as ledger:
-        spend = Spend(run_id=task.offer.run_id, round=task.candidate, head_digest=task.digest)
+        spend = Spend(task.offer.run_id, task.candidate, task.digest, node.name)
         reservation = ledger.reserve(spend, plan)
         if isinstance(reservation, StoredReply):
             return egress.release_statistics(np.frombuffer(reservation.reply, dtype="<f8"), size)

@@ -17,7 +17,6 @@ from common.errors import PrivacyError, ProtocolError
 from common.heads import arrays_digest, head_arrays
 from common.messages import SumAnswer, SumTask
 from common.model import make_head, trained_head
-from common.privacy.canonical import sha256_hex
 from common.privacy.plan import PrivacyPlan
 from common.privacy.sums import noise_shares, sum_run
 from common.secagg.messages import Delivery, Invitation, Stage
@@ -54,8 +53,7 @@ def answer_stage(task: SumTask, node: Node) -> SumAnswer:
 def _masked_vector(task: SumTask, node: Node, plan: PrivacyPlan, run: SumRun) -> SumAnswer:
     module = trained_head(task.offer.model, task.head)  # one that does not fit is refused before anything is paid
     session = Delivery.parse(task.request).session
-    head = sha256_hex("fedgraft secagg spend 1", arrays_digest(task.head), session)
-    spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=head)
+    spend = Spend(task.offer.run_id, task.round, arrays_digest(task.head), node.name, session)
     with node.open_ledger() as ledger:
 
         def reserved() -> Reservation | StoredReply:
@@ -63,16 +61,14 @@ def _masked_vector(task: SumTask, node: Node, plan: PrivacyPlan, run: SumRun) ->
 
         def values() -> NDArray[np.int64]:
             if isinstance(reserved(), StoredReply):
-                raise PrivacyError(
-                    f"round {task.round} must be released once, and the record of what was sent is gone; take the "
-                    "next round"
-                )
+                raise _released_once(task.round)
             return noised_sum(module, task, node, plan)
 
         answer = egress.release_sum(node.sums().answer(task.stage, task.request, run, values), task.stage, run.terms)
         reservation = reserved()
-        if not isinstance(reservation, StoredReply):
-            ledger.settle(reservation, answer.data)
+        paid = reservation.reply if isinstance(reservation, StoredReply) else ledger.settle(reservation, answer.data)
+    if paid != answer.data:  # another process that shares the ledger, but no record of what was sent, was quicker
+        raise _released_once(task.round)
     return answer
 
 
@@ -84,6 +80,12 @@ def noised_sum(head: nn.Module, task: SumTask, node: Node, plan: PrivacyPlan) ->
     clipped = sampled_sum(head, loss, records, plan.terms, sampling)
     numbers = sum(value.numel() for value in clipped.values.values())
     return noised_share(clipped, noise_shares(plan.terms, numbers), noise)
+
+
+def _released_once(round_: int) -> PrivacyError:
+    return PrivacyError(
+        f"round {round_} must be released once, and this node has no record of what was sent; take the next round"
+    )
 
 
 def _none() -> NDArray[np.int64]:

@@ -72,7 +72,7 @@ def round_in_steps(task: TrainTask, node: Node) -> Steps[Update]:
     digest = yield Asked(arrays_digests, task.head)
     module = head_for(task, digest, plan)  # one that does not fit is refused before anything is paid
     with node.open_ledger() as ledger:
-        spend = Spend(run_id=task.offer.run_id, round=task.round, head_digest=digest)
+        spend = Spend(task.offer.run_id, task.round, digest, node.name)
         reservation = ledger.reserve(spend, plan, whole=not node.policy.partial)
         if isinstance(reservation, StoredReply):
             return egress.release_update(safetensors.torch.load(reservation.reply), task.head)

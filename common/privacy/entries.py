@@ -6,6 +6,7 @@ before; zeros for the first) beside what its kind holds:
 - ``opened``: ``dataset_id``, ``delta``, ``epsilon_cap``; the first entry and only that.
 - ``plan``: ``run_id``, ``digest``, ``plan``; accepted together with the first charge to it.
 - ``reserve``: ``run_id``, ``digest``, ``round``, ``head``, ``steps``; spent from here on, whatever happens next.
+  ``node``, who answers, and ``session``, of the sum that the answer is for, where there are such.
 - ``commit``: ``reservation`` (position of a ``reserve``), ``reply_sha256``; released at most from here on.
 - ``cap``: ``epsilon_cap``, replacing the one before; one that raises it carries ``signed_off_by`` and perhaps
   ``reason`` (ledgers of earlier releases raised it without).

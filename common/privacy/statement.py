@@ -13,17 +13,23 @@ from common.privacy.plan import PrivacyPlan, PrivacyTerms
 
 
 class Spend(NamedTuple):
-    """What is charged once: one round of one run, trained from one head.
+    """What is charged once: one round of one run, answered by one node from one head.
 
     Attributes:
         run_id: our own id of the run (Flower's changes on resume).
         round: number of the round.
         head_digest: SHA-256, in hex, of the head that the server sent.
+        node: name of the node that answers; several nodes may share a ledger, and each one's answer is a release.
+        session: digest of the session of secure aggregation that the answer is summed in, empty where it is not
+            summed. One ledger answers in a session once: two answers in one sum would move it by twice the clipping
+            norm.
     """
 
     run_id: str
     round: int
     head_digest: str
+    node: str = ""
+    session: str = ""
 
 
 class Instance(NamedTuple):
@@ -106,6 +112,7 @@ class Balance:
     plans: dict[Instance, PrivacyPlan] = field(default_factory=dict)
     rounds: dict[Instance, int] = field(default_factory=dict)
     reservations: dict[Charge, int] = field(default_factory=dict)
+    sessions: dict[str, Charge] = field(default_factory=dict)
     charges: dict[int, Charge] = field(default_factory=dict)
     committed: dict[int, str] = field(default_factory=dict)
     forgotten: int = 0
@@ -138,6 +145,7 @@ class Balance:
             spend = charge.spend
             if position in self.committed and spend.run_id == newest.run_id and spend.round != newest.round:
                 del self.charges[position], self.committed[position], self.reservations[charge]
+                self.sessions.pop(spend.session, None)
                 self.forgotten = max(self.forgotten, spend.round)
 
     def with_round(self, plan: PrivacyPlan, run_id: str) -> Spent:
@@ -217,10 +225,15 @@ class Balance:
         self.plans[instance] = plan
 
     def _apply_reserve(self, body: dict[str, Any]) -> None:
-        charge = Charge(body["digest"], Spend(body["run_id"], body["round"], body["head"]))
+        node, session = str(body.get("node", "")), str(body.get("session", ""))
+        charge = Charge(body["digest"], Spend(body["run_id"], body["round"], body["head"], node, session))
         instance = Instance(body["digest"], body["run_id"])
         if charge in self.reservations or body["steps"] != self.plans[instance].terms.steps_per_round:
             raise ValueError("not a new charge of its plan")
+        if session in self.sessions:
+            raise ValueError("a second answer in one sum")
+        if session:
+            self.sessions[session] = charge
         self.rounds[instance] = self.rounds.get(instance, 0) + 1
         self.reservations[charge] = self.position
         self.charges[self.position] = charge

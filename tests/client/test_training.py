@@ -132,7 +132,7 @@ def test_a_crash_between_paying_and_releasing_stays_paid(node: Node, tmp_path: P
     task = small_task()
     with node.open_ledger() as ledger:
         plan = node.policy.accept(task.offer, node.declared_size)
-        ledger.reserve(Spend(task.offer.run_id, task.round, arrays_digest(task.head)), plan)
+        ledger.reserve(Spend(task.offer.run_id, task.round, arrays_digest(task.head), node.name), plan)
     cost = spent(node)
     assert cost == epsilon_by_round(task.offer.terms)[1]
     train_round(task, node)

@@ -99,7 +99,7 @@ def released(folder: Path, config: RunConfig, name: str, round_: int, sent: dict
     bodies = [entry.body for entry in read_entries(folder / "ledgers" / f"{name}.sqlite")]
     plan = next(PrivacyPlan.from_dict(body["plan"]) for body in bodies if body["kind"] == "plan")
     with open_simulated_ledger(folder, name, config) as ledger:
-        reply = ledger.reserve(Spend(run_identity(folder), round_, arrays_digest(sent)), plan)
+        reply = ledger.reserve(Spend(run_identity(folder), round_, arrays_digest(sent), name), plan)
     assert isinstance(reply, StoredReply)
     return safetensors.torch.load(reply.reply)["weight"]
 
