@@ -20,10 +20,10 @@ from client.clock import measure_skew
 from client.contact import last_contact
 from client.isolation import check_possible
 from client.join import trusted
-from client.keys import KEY, left_over
+from client.keys import KEY, PUBLIC_KEY, left_over
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import PAUSED, is_paused
-from client.own_node import ledger_file, open_own_ledger
+from client.own_node import has_ledger, ledger_file, open_own_ledger
 from client.own_records import OwnRecords, own_seal
 from client.registered import is_registered
 from client.sent_backbones import sent_reference
@@ -182,7 +182,7 @@ def _registered(folder: Path, config: NodeConfig) -> Finding:
         return Finding("registered", "note", "not asked: the coordinator cannot be reached")
     if is_registered(config.server.address, (folder / config.server.certificate).read_bytes(), folder / KEY):
         return Finding("registered", "ok", "the coordinator knows this node's key")
-    cure = f"send it {KEY}.pub; if it was removed there, make a new one first (fedgraft node rotate-key)"
+    cure = f"send it {PUBLIC_KEY}; if it was removed there, make a new one first (fedgraft node rotate-key)"
     return Finding("registered", "fail", f"the coordinator does not let this node's key in; {cure}")
 
 
@@ -224,7 +224,7 @@ def _cache(folder: Path, config: NodeConfig) -> Finding:
 
 
 def _ledger(folder: Path, config: NodeConfig) -> Finding:
-    if not ledger_file(folder, config).exists():
+    if not has_ledger(folder, config):
         return Finding("ledger", "ok", "none yet: nothing was ever released")
     with open_own_ledger(folder, config) as ledger:
         ledger.verify()

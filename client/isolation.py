@@ -21,8 +21,8 @@ from common.errors import ConfigError
 from common.supervisor import SUPERVISOR
 
 SOCKET = "supernode.sock"  # in the node's folder, where programs run; a whole path may be too long for a socket
-KEYS = ("node.key", "node.key.next")
-OWN = ("backbones", "cache", "flwr", "index", "secagg")  # folders that apps write to, beside that of ledgers
+KEYS = "keys"  # folder of them in the node's
+OWN = ("anchor", "backbones", "cache", "flwr", "index", "secagg")  # folders that apps write to, beside that of ledgers
 TIMEOUT_S = 20.0
 LOOPBACK = "lo"
 NAMESPACES = ["--unshare-user", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
@@ -67,9 +67,8 @@ def confined(command: Sequence[str], folder: Path, config: NodeConfig) -> list[s
     for place in written:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         arguments += ["--bind", str(place.resolve()), str(place.resolve())]
-    for key in KEYS:
-        if (folder / key).exists():
-            arguments += ["--ro-bind", "/dev/null", str(folder / key)]
+    if (folder / KEYS).is_dir():
+        arguments += ["--tmpfs", str((folder / KEYS).resolve()), "--remount-ro", str((folder / KEYS).resolve())]
     around = ["--setenv", SUPERVISOR, "1", "--chdir", str(folder)]  # bubblewrap is process 1 in there
     return [_bubblewrap(), *NAMESPACES, *NO_RIGHTS, *arguments, *around, "--", *command]
 

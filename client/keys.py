@@ -1,5 +1,7 @@
 """The node's key: made once, rotated so that every crash leaves a key that works and a rotation that can be finished.
 
+Private halves lie in a folder of their own, which is hidden from the app whole, whatever is made or renamed in it.
+
 The order of a rotation: the new private key beside the old one; the statement that both signed; the rename that makes
 the new key the node's; its public half. Of an old key only the public half is kept, below ``old-keys/``.
 """
@@ -17,8 +19,9 @@ from common.locks import alone
 from common.privacy.key_history import keep_rotations, leading_to, read_rotations, rotate
 from common.privacy.keys import fingerprint, load_private, openssh
 
-KEY, PUBLIC_KEY = "node.key", "node.key.pub"
-NEXT_KEY, OLD_KEYS, HISTORY = "node.key.next", "old-keys", "key-history.json"
+PRIVATE_KEYS = "keys"
+KEY, NEXT_KEY, PUBLIC_KEY = f"{PRIVATE_KEYS}/node.key", f"{PRIVATE_KEYS}/node.key.next", "node.key.pub"
+OLD_KEYS, HISTORY = "old-keys", "key-history.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ def make_key(folder: Path, name: str) -> None:
     if not (folder / KEY).exists():
         key = ec.generate_private_key(ec.SECP384R1())
         _keep_public(folder, key, name)
+        with durable.told(folder / KEY):
+            (folder / PRIVATE_KEYS).mkdir(mode=0o700, exist_ok=True)
         durable.write_bytes(folder / KEY, _private(key), mode=0o600)
 
 
@@ -71,7 +76,7 @@ def rotate_key(folder: Path, name: str, *, compromised: bool = False) -> Rotated
         known = list(leading_to(read_rotations(folder / HISTORY), openssh(old.public_key())))
         keep_rotations(folder / HISTORY, [] if compromised else [*known, rotate(old, new)])
         (folder / NEXT_KEY).replace(folder / KEY)
-        durable.sync_folder(folder)
+        durable.sync_folder(folder / PRIVATE_KEYS)
         _keep_public(folder, new, name)
         return Rotated(_print_of(old), _print_of(new), finished)
 

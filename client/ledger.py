@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from client.anchor import Anchor, older_ledger, read_anchor
 from client.caps import check_session, check_terms, check_whole
 from client.ledger_file import SCHEMA, connect, create_file, make_schema_once, schema_version, sentences
 from common.errors import BudgetSpentError, ConfigError, PrivacyError, ReleasedOnceError
@@ -60,9 +61,15 @@ class Ledger:
     """One data set's ledger, open. Use it as a context manager; two processes may hold the same file."""
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, balance: Balance, durable: bool, alone: bool = False
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        balance: Balance,
+        durable: bool,
+        alone: bool = False,
+        anchor: Path | None = None,
     ) -> None:
-        self._path = path
+        self._path, self._anchor = path, anchor
         self._cap_wanted: float | None = None
         self._connection = connection
         self._balance = balance
@@ -80,6 +87,7 @@ class Ledger:
         epsilon_cap: float,
         durable: bool = True,
         alone: bool = False,
+        anchor: Path | None = None,
     ) -> Ledger:
         """Open the ledger of a data set, making it where there is none.
 
@@ -92,13 +100,15 @@ class Ledger:
             durable: survive a power cut (``synchronous=FULL``); False, for simulations, survives a killed process.
             alone: keep every other process from the file until it is closed, and only the newest round in memory; a
                 transaction takes a third of the time.
+            anchor: file outside the ledger's folder, in which it is kept how far the ledger has grown; None keeps
+                nothing.
 
         Returns:
             The ledger, its chain verified: all of it the first time this process opens the file, then what is new.
 
         Raises:
             PrivacyError: the chain is broken, the file is no ledger or went back in time, or it belongs to another
-                data set or delta.
+                data set or delta; or it lacks what the anchor has seen.
             ConfigError: the file cannot be read or written, or the cap is not positive.
         """
         if not (0 < epsilon_cap < math.inf and 0 < delta < 1):
@@ -107,12 +117,15 @@ class Ledger:
                 f"{delta!r}; choose finite ones"
             )
         key = str(path.absolute())
+        seen = None if anchor is None else read_anchor(anchor)
+        if anchor is not None and seen is not None and not path.exists():
+            raise older_ledger(path, anchor, seen)
         created = create_file(path, durable)
         balance = Balance() if created else _verified.pop(key, Balance())
         with sentences(path):
-            ledger = cls(path, connect(path, durable, alone), balance, durable, alone)
+            ledger = cls(path, connect(path, durable, alone), balance, durable, alone, anchor)
             try:
-                ledger._prepare(dataset_id, delta, epsilon_cap)
+                ledger._prepare(dataset_id, delta, epsilon_cap, seen)
             except BaseException:
                 ledger.close()
                 raise
@@ -271,12 +284,13 @@ class Ledger:
         """Close."""
         self.close()
 
-    def _prepare(self, dataset_id: str, delta: float, epsilon_cap: float) -> None:
+    def _prepare(self, dataset_id: str, delta: float, epsilon_cap: float, seen: Anchor | None) -> None:
         """Bring the balance up to date, writing only where there is something to write."""
         if self._balance.position > 0:
             self._catch_up()
         elif schema_version(self._connection) == SCHEMA_VERSION:
             self._balance.extend(fetch_entries(self._connection))
+        self._check_grown(seen)
         if self._balance.position == 0:
             self._found(dataset_id, delta, epsilon_cap)
         self._check_owner(dataset_id, delta)
@@ -302,6 +316,13 @@ class Ledger:
             self._recall()
         else:
             self._balance.extend(entries[1:])
+
+    def _check_grown(self, seen: Anchor | None) -> None:
+        """Make sure that the chain holds what was seen of it."""
+        if self._anchor is None or seen is None:
+            return
+        if seen.entries > self._balance.position or not self.contains(seen.head):
+            raise older_ledger(self._path, self._anchor, seen)
 
     def _recall(self) -> None:
         """Read the whole chain anew, rounds that were forgotten too."""
@@ -377,6 +398,8 @@ class Ledger:
             except BaseException:
                 self._roll_back(before)
                 raise
+            if self._anchor is not None and self._balance.position != before:
+                Anchor(self._balance.position, self._balance.head).write(self._anchor)
 
     def _roll_back(self, position: int) -> None:
         if self._balance.position != position:

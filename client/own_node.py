@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from client.anchor import ANCHORS, older_ledger, read_anchor
 from client.approvals import read_approvals
 from client.home import Node
 from client.ledger import Ledger
@@ -66,17 +67,20 @@ def open_own_ledger(folder: Path, config: NodeConfig) -> Ledger:
     """Open the ledger of a node's data set, which survives a power cut.
 
     Raises:
-        PrivacyError: its chain is broken, or it is another data set's.
+        PrivacyError: its chain is broken, or it is another data set's, or lacks what this node has seen of it.
         ConfigError: it cannot be read or written.
     """
     path, privacy = ledger_file(folder, config), config.privacy
+    anchor = anchor_file(folder, config)
+    if (seen := read_anchor(anchor)) is not None and not path.exists():
+        raise older_ledger(path, anchor, seen)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"the folder of ledgers {path.parent} cannot be made ({error.strerror}); see data.ledgers"
         ) from error
-    return Ledger.open(path, config.data.id, delta=privacy.delta, epsilon_cap=privacy.max_epsilon)
+    return Ledger.open(path, config.data.id, delta=privacy.delta, epsilon_cap=privacy.max_epsilon, anchor=anchor)
 
 
 def ledger_file(folder: Path, config: NodeConfig) -> Path:
@@ -84,14 +88,24 @@ def ledger_file(folder: Path, config: NodeConfig) -> Path:
     return folder / Path(config.data.ledgers).expanduser() / f"{config.data.id}.sqlite"
 
 
+def anchor_file(folder: Path, config: NodeConfig) -> Path:
+    """Where a node keeps how far it has seen that ledger."""
+    return folder / ANCHORS / f"{config.data.id}.json"
+
+
+def has_ledger(folder: Path, config: NodeConfig) -> bool:
+    """Whether there is a ledger, or was one."""
+    return ledger_file(folder, config).exists() or anchor_file(folder, config).exists()
+
+
 def spent_so_far(folder: Path, config: NodeConfig) -> Statement:
     """What a node's ledger says; of one that is not there yet, that nothing was spent, and none is made.
 
     Raises:
-        PrivacyError: its chain is broken, or it is another data set's.
+        PrivacyError: its chain is broken, or it is another data set's, or lacks what this node has seen of it.
         ConfigError: it cannot be read.
     """
-    if ledger_file(folder, config).exists():
+    if has_ledger(folder, config):
         with open_own_ledger(folder, config) as ledger:
             return ledger.statement()
     privacy = config.privacy

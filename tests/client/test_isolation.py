@@ -58,8 +58,9 @@ print(json.dumps({
     "interfaces": [name for _, name in socket.if_nameindex()],
     "socket file": os.path.exists(folder + "/../obeyed.sock"),
     "writes": {name: writes(os.path.join(folder, name)) for name in
-               ("cache/x", "flwr/x", "index/x", "ledgers/x", "secagg/x", "x", "node.toml", "approved.json", data)},
-    "key": reads(folder + "/node.key"),
+               ("anchor/x", "cache/x", "flwr/x", "index/x", "ledgers/x", "secagg/x", "keys/x", "x", "node.toml",
+                "approved.json", data)},
+    "keys": os.listdir(folder + "/keys"),
     "record": open(data).read(),
     "rights": [line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")][0],
     "processes": sum(name.isdigit() for name in os.listdir("/proc")),
@@ -95,7 +96,8 @@ def node(tmp_path: Path) -> tuple[Path, NodeConfig]:
     folder, data = tmp_path / "node", tmp_path / "records.csv"
     folder.mkdir(mode=0o700)
     data.write_text("a record")
-    for name in ("node.toml", "approved.json", "node.key"):
+    for name in ("node.toml", "approved.json", keys.KEY):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("kept")
     return folder, with_isolation(node_config(folder, source=str(data)), "process")
 
@@ -142,11 +144,11 @@ def test_a_confined_app_reaches_the_supernode_alone_and_writes_its_own_folders_a
     assert found["other"] == "ConnectionRefusedError"
     assert found["interfaces"] == ["lo"]
     assert str(tmp_path).startswith(isolation.EMPTIED) is not found["socket file"]
-    own = {"cache/x", "flwr/x", "index/x", "ledgers/x", "secagg/x"}
+    own = {"anchor/x", "cache/x", "flwr/x", "index/x", "ledgers/x", "secagg/x"}
     writes = found["writes"]
     assert isinstance(writes, dict)
     assert {name for name, could in writes.items() if could} == own
-    assert (found["key"], found["record"]) == (None, "a record")
+    assert (found["keys"], found["record"]) == ([], "a record")
     assert found["rights"] == "0" * 16
     assert int(str(found["processes"])) <= 4
     # without it, the same script does all of that
@@ -154,7 +156,7 @@ def test_a_confined_app_reaches_the_supernode_alone_and_writes_its_own_folders_a
     assert free["socket file"]
     assert isinstance(free["writes"], dict)
     assert all(free["writes"].values())
-    assert free["key"] == "kept"
+    assert free["keys"] == [Path(keys.KEY).name, "x"]
 
 
 def test_without_bubblewrap_a_node_that_wants_it_is_refused(
@@ -191,7 +193,7 @@ def test_a_container_for_apps_must_have_no_network(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_names_that_isolation_repeats_are_those_of_their_owners() -> None:
-    assert isolation.KEYS == (keys.KEY, keys.NEXT_KEY)
+    assert isolation.KEYS == keys.PRIVATE_KEYS
     assert {own_records.INDEX, SECAGG_RECORDS} <= set(isolation.OWN)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import fedgraft
 from client.approvals import Approvals, changing_approvals, keep_approvals, read_approvals
-from client.keys import KEY
+from client.keys import KEY, PUBLIC_KEY
 from client.node_config import NODE_TOML, load_node_config
 from client.node_folder import environment
 from client.own_node import open_own_ledger
@@ -56,7 +56,7 @@ def test_init_makes_a_key_and_a_configuration_that_fits_the_records(home: Path) 
     assert (config.data.classes, config.data.declared_size) == (("a", "b"), 20)
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert stat.S_IMODE((home / KEY).stat().st_mode) == 0o600
-    assert openssh(load_private(home / KEY).public_key()) == openssh(load_public(home / f"{KEY}.pub"))
+    assert openssh(load_private(home / KEY).public_key()) == openssh(load_public(home / PUBLIC_KEY))
     assert "PRIVATE" not in (home / NODE_TOML).read_text()
 
 
@@ -209,7 +209,7 @@ def test_the_ledger_is_verified_and_exported(home: Path, tmp_path: Path, capsys:
     assert "intact: 1 entries" in typed(capsys, home, "ledger", "verify")[1]
     out = tmp_path / "ledger.json"
     assert typed(capsys, home, "ledger", "export", "--out", str(out))[0] == 0
-    assert fedgraft.main(["audit", "ledger", str(out), "--key", str(home / f"{KEY}.pub")]) == 0
+    assert fedgraft.main(["audit", "ledger", str(out), "--key", str(home / PUBLIC_KEY)]) == 0
 
 
 def test_a_higher_cap_is_refused_until_it_is_signed_off_and_the_auditor_reads_by_whom(

@@ -152,8 +152,8 @@ folder = Path(sys.argv[1])
 made = ask_signer(folder, bytes.fromhex(sys.argv[2]))
 (folder / sys.argv[3] / "kept").write_bytes(made)
 try:
-    key = (folder / "node.key").read_bytes()
-except PermissionError:
+    key = (folder / "keys" / "node.key").read_bytes()
+except FileNotFoundError:
     key = b""
 print(made.hex(), key)
 """

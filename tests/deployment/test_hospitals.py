@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import fedgraft
 from client.approvals import APPROVALS
+from client.keys import KEY
 from client.node_config import NODE_TOML
 from client.secagg_record import SECAGG_RECORDS, forget_secrets
 from common.backbones.controls import load_reference
@@ -136,7 +137,7 @@ def test_an_app_a_backbone_or_a_key_that_nobody_approved_is_refused(hospitals: H
     for name in ("south", "west"):
         hospitals.raise_cap(hospitals.folder / name, 50.0)
     east = hospitals.admit("east", data)
-    (east / "node.key").write_bytes(_other_key())
+    (east / KEY).write_bytes(_other_key())
     hospitals.start("node", east)
     config = hospitals.configuration(federation={"rounds": 2}, privacy={"epsilon": 2.0})
     nodes = ("--nodes", "north,south,west")
