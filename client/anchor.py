@@ -62,7 +62,7 @@ def older_ledger(path: Path, anchor: Path, seen: Anchor) -> PrivacyError:
     """The one sentence for a ledger that lacks what the node has seen of it."""
     return PrivacyError(
         f"the ledger {path} must hold the {seen.entries} entries that this node has seen, up to {seen.head[:16]}…, but "
-        "it is missing, or an older or another one is in its place; mount its disk, or put the newest one back. If it is "
+        "it is missing, or an older or another one is in its place; mount its disk, or put the newest back. If it is "
         "lost, nobody knows what these records have paid: release nothing more from them "
         f"(only where nothing was ever released, remove {anchor})"
     )

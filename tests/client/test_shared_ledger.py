@@ -25,7 +25,8 @@ from common.secagg.session import Session
 from common.secagg.simulated import simulated_roster
 from server.secagg_round import masked_sum
 from tests.client.test_summing import HEAD, NUMBERS, Round
-from tests.client.test_training import node_in, small_task, spent
+from tests.client.test_training import node_in, spent
+from tests.federations import small_task
 
 NORTH, ANNEX = "node-000", "node-001"
 
