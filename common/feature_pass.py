@@ -6,7 +6,8 @@ records are prepared while others pass the network, and the bits of a feature do
 
 from __future__ import annotations
 
-from collections import deque
+import logging
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from common.backbones.backbone import LENGTH_STEP, Activations, Backbone, CutsTexts, Preprocessing
 from common.data.records import Inputs, take_inputs
-from common.errors import ConfigError
+from common.errors import ConfigError, FederationError
 from common.folding import fold_norms
 from common.fusing import convolutions, fuse_convolutions
 from common.grafting import Trunk, has_hooks, threads, twin
@@ -34,6 +35,7 @@ MOST_RECORDS, FEWEST_RECORDS, TEXTS = 64, 8, 16  # of a batch
 INPUT_BYTES = 3 * 2**20  # of a batch: what becomes of it in the network must fit a core's share of the cache
 EXAMPLES = 2  # made-up records that folding and fusing are tried out on
 BATCHES_AHEAD = 3  # that a worker may be given before the first of them is taken
+_log = logging.getLogger("fedgraft.node.features")
 
 Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -145,11 +147,35 @@ class FeaturePass:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    @torch.inference_mode()
     def _batch(self, trunk: nn.Module, inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         padded = np.concatenate([rows, np.repeat(rows[-1:], self.batch - len(rows))])
-        values = self._forward(trunk, self.preprocessing(take_inputs(inputs, padded)))
-        return np.asarray(values[: len(rows)].numpy())
+        try:
+            return self._computed(trunk, inputs, padded)[: len(rows)]
+        except (FederationError, MemoryError):
+            raise
+        except Exception:
+            return self._each(trunk, inputs, rows)
+
+    @torch.inference_mode()
+    def _computed(self, trunk: nn.Module, inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.asarray(self._forward(trunk, self.preprocessing(take_inputs(inputs, rows))).numpy())
+
+    def _each(self, trunk: nn.Module, inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features of records of which one makes the network fail: not a number for that one, as if it held one.
+
+        The error would say, without noise, that such a record is there. A network that takes no record at all fails.
+        """
+        found = np.full((len(rows), self.features(self.preprocessing(self.preprocessing.blank())).shape[1]), np.nan)
+        failed: Counter[str] = Counter()
+        for place, row in enumerate(rows):
+            try:
+                found[place] = self._computed(trunk, inputs, np.repeat(row, self.batch))[0]
+            except Exception as error:
+                failed[type(error).__name__] += 1
+        _log.warning(
+            "the backbone fails for %d of %d records, which count zero: %s", failed.total(), len(rows), dict(failed)
+        )
+        return found.astype(np.float32)
 
     def _forward(self, trunk: nn.Module, inputs: Activations) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -124,3 +126,99 @@ def test_numbers_of_a_record_that_are_worked_out_singly_in_one_batch_only_are_no
     squashed = nn.Sequential(nn.Flatten(), nn.Sigmoid())
     assert not computes_alike(squashed, squashed, torch.zeros(2, 1, 2, 3), 8)
     assert computes_alike(squashed, squashed, torch.zeros(2, 1, 2, 3), 64)
+
+
+class Mixing(nn.Module):
+    """A common way to standardise "the image", which takes the mean of all images."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs - inputs.mean()) / inputs.std()
+
+
+class WithoutStatistics(nn.BatchNorm2d):
+    """Statistics of the batch, also when nothing is trained."""
+
+    def __init__(self) -> None:
+        super().__init__(1, affine=False, track_running_stats=False)
+
+
+class TimeFirst(nn.Module):
+    """Rows laid out as recurrent networks have them: the last of them are summed singly, whose are another's."""
+
+    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Sum 7 steps of 5 numbers each."""
+        return self.of(inputs.flatten(1)[:, :35].reshape(len(inputs), 7, 5).transpose(0, 1).contiguous())
+
+
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda steps: steps.sum(0),
+    "mean": lambda steps: steps.mean(dim=0),
+    "a view": lambda steps: steps.transpose(0, 1).sum(1),
+    "all": lambda steps: steps.transpose(0, 1).amax((0, 2)).unsqueeze(1),
+}
+
+
+@pytest.mark.parametrize("first", [Mixing(), WithoutStatistics()], ids=["mean of all", "statistics of the batch"])
+def test_a_network_that_mixes_records_is_run_one_by_one(first: nn.Module) -> None:
+    backbone, data = (
+        backbone_of(nn.Sequential(first, nn.Conv2d(1, 8, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+        images(70),
+    )
+    assert FeaturePass(backbone, None).batch == 1
+    whole = extract(backbone, None, data)
+    assert np.array_equal(extract(backbone, None, data.take(np.arange(1, 70))), whole[1:])
+
+
+@pytest.mark.parametrize("of", STEPS)
+def test_sums_along_which_records_lie_side_by_side_are_noticed(of: str) -> None:
+    network = TimeFirst(STEPS[of])
+    assert not computes_alike(network, network, torch.rand(2, 1, 8, 8), 8)
+
+
+def test_the_control_that_sums_within_records_keeps_its_batches() -> None:
+    network = nn.Sequential(nn.Unflatten(1, (1, 8)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert computes_alike(network, network, torch.rand(2, 8, 8), 8)
+
+
+def test_a_record_with_which_the_company_changes_is_noticed_by_what_comes_out() -> None:
+    """No operation is known to mix records here."""
+
+    class Mixes(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs + inputs.flip(0)
+
+    assert not computes_alike(Mixes(), Mixes(), torch.rand(2, 8), 8)
+
+
+class Failing(nn.Module):
+    """A network that fails for white records."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Look a row up by the brightness."""
+        rows = torch.arange(8.0).repeat(9, 1)
+        return rows[(inputs.flatten(1).mean(dim=1) * 10).long().clamp(min=0)] + inputs.flatten(1)[:, :8]
+
+
+def test_a_record_that_the_network_fails_for_has_no_features_and_stops_nobody() -> None:
+    """That a run ends with an error would tell that such a record is there."""
+    stage = Failing()
+    backbone = Backbone("test/net", {"0": stage}, ImagePreprocessing(size=SIZE, channels=1), "", "", "0" * 64)
+    data = images(70)
+    data.inputs[5] = 255
+    found = extract(backbone, None, data)
+    assert np.flatnonzero(np.isnan(found).any(axis=1)).tolist() == [5]
+    assert np.array_equal(extract(backbone, None, data.take(np.arange(6, 70))), found[6:])
+
+
+def test_a_network_that_fails_for_every_record_fails() -> None:
+    class Broken(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            raise IndexError("out of range")
+
+    backbone = Backbone("test/net", {"0": Broken()}, ImagePreprocessing(size=SIZE, channels=1), "", "", "0" * 64)
+    with pytest.raises(IndexError):
+        extract(backbone, None, images(3))
