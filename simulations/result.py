@@ -228,11 +228,12 @@ def _node_accuracy(federation: Federation, scores: Scores, alone: World | None) 
 
 
 def _expected(recall: Tensor | None, mix: np.ndarray) -> float | None:
-    """Accuracy on held-out records reweighted to a node's own mix of classes; None where there are no classes."""
+    """Accuracy on held-out records reweighted to a node's own mix of classes; None where none of them is held out."""
     if recall is None:
         return None
     known = ~torch.isnan(recall).numpy()
-    return float((recall.numpy()[known] * mix[known]).sum() / mix[known].sum())
+    counted = mix[known].sum()
+    return float((recall.numpy()[known] * mix[known]).sum() / counted) if counted else None
 
 
 def _chance(federation: Federation) -> float | None:

@@ -60,7 +60,9 @@ def accuracy_plot(run: Run) -> Markup:
     compared = (
         f" The federated head is better at {wording.whole(better)} of {wording.whole(len(alone))}." if alone else ""
     )
-    note = f"Held-out records, reweighted to each node's own mix of classes{first_seed(run)}.{compared}"
+    unknown = len(run.facts.items("node_accuracy")) - len(found)
+    left_out = f" Not shown: {wording.many(unknown, 'node')} of whose classes no record is held out." if unknown else ""
+    note = f"Held-out records, reweighted to each node's own mix of classes{first_seed(run)}.{compared}{left_out}"
     if len(found) <= DRAWN:
         figure = figures.dumbbells(found)
     else:

@@ -215,6 +215,14 @@ def test_thousand_nodes_get_histograms_a_sample_and_a_folded_table() -> None:
     assert not [item for item in parsed.all("details") if "open" in item]
 
 
+def test_a_node_whose_classes_are_not_held_out_has_no_accuracy(tmp_path: Path) -> None:
+    contents = result()
+    contents["node_accuracy"]["node-004"] = {"federated": None, "alone": None}
+    text = report(write_run(tmp_path / "run", contents, round_lines())).text
+    assert "Not shown: 1 node of whose classes no record is held out" in text
+    assert "of 9." in text
+
+
 def test_many_classes_are_added_up(tmp_path: Path) -> None:
     parsed = report(write_run(tmp_path / "run", result(classes=60), round_lines()))
     assert "31 other" in parsed.text

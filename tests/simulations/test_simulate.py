@@ -106,6 +106,30 @@ def test_what_was_not_computed_is_null(tmp_path: Path, capsys: pytest.CaptureFix
     assert printed["accuracy"]["pooled"] is None
 
 
+def test_a_node_whose_classes_are_not_held_out_has_no_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = load_source("digits")
+    rare, fifth = digits.labels == 9, np.arange(len(digits)) % 5 == 0
+    np.savez(
+        tmp_path / "digits.npz",
+        images=np.stack([*digits.inputs]),
+        labels=digits.labels,
+        classes=np.array(digits.classes),
+        site=np.where(rare, "rare", np.where(digits.labels % 2, "odd", "even")),
+        split=np.where(fifth & ~rare, "test", "train"),
+    )
+    config = written(tmp_path, data={"source": str(tmp_path / "digits.npz"), "partition": "site"})
+    arguments = ["simulate", str(config), "--out", str(tmp_path / "run"), "--baselines", "local_mean"]
+    assert fedgraft.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result_of(tmp_path / "run")
+    accuracy = result_of(tmp_path / "run")["node_accuracy"]
+    assert accuracy["rare"] == {"federated": None, "alone": None}
+    assert 0 <= accuracy["odd"]["alone"] <= 1
+    assert (tmp_path / "run" / "report.html").exists()
+    assert fedgraft.main(["simulate", "--resume", str(tmp_path / "run")]) == 0  # and its table
+
+
 def test_the_baselines_charge_nothing_to_the_nodes_of_the_run(finished: Path) -> None:
     ledgers = sorted(path.name for path in (finished / "ledgers").glob("*.sqlite"))
     assert ledgers == [f"node-{k:03d}.sqlite" for k in range(4)]
