@@ -15,14 +15,17 @@ _PLAIN = {"S": "B", "U": "B", "E": "I", "L": "I"}
 
 
 def classification(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
-    """Balanced accuracy, macro-F1 and AUROC (one against the rest, the mean over classes that have both kinds)."""
+    """Balanced accuracy, macro-F1 and AUROC (one against the rest, the mean over classes that have both kinds).
+
+    The macro-F1 is the mean over all classes that a record has or was taken for.
+    """
     predicted, truth = logits.argmax(dim=1).numpy(), targets.numpy()
-    present = np.unique(truth)
-    recalls = [float((predicted[truth == label] == label).mean()) for label in present]
+    recalls = [float((predicted[truth == label] == label).mean()) for label in np.unique(truth)]
+    named = np.union1d(truth, predicted)
     return {
         "balanced_accuracy": float(np.mean(recalls)),
-        "macro_f1": macro_f1(truth[:, None] == present, predicted[:, None] == present),
-        "auroc": _mean_auroc(logits.double().softmax(dim=1), torch.nn.functional.one_hot(targets, len(classes))),
+        "macro_f1": macro_f1(truth[:, None] == named, predicted[:, None] == named),
+        "auroc": _mean_auroc(_log_odds(logits.double()), torch.nn.functional.one_hot(targets, len(classes))),
     }
 
 
@@ -128,6 +131,17 @@ def auroc(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
     positives = int(positive.sum())
     above = float(ranks[place][positive].sum()) - positives * (positives + 1) / 2
     return above / (positives * (len(positive) - positives))
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Logit of the probability of each class, shape (N, K), which orders records where the probability rounds to 1.
+
+    That is a class's logit less the logarithm of the others' summed exponentials: those before it, and those after it.
+    """
+    edge = torch.full((len(logits), 1), -torch.inf, dtype=logits.dtype)
+    before = torch.cat([edge, logits[:, :-1].logcumsumexp(dim=1)], dim=1)
+    after = torch.cat([edge, logits[:, 1:].flip(1).logcumsumexp(dim=1)], dim=1).flip(1)
+    return logits - torch.logaddexp(before, after)
 
 
 def _mean_auroc(scores: Tensor, truth: Tensor) -> float | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 
@@ -99,16 +100,34 @@ def test_ties_and_absent_classes_count_as_they_do_in_scikit_learn() -> None:
         count, classes = int(generator.integers(2, 60)), int(generator.integers(2, 5))
         logits = torch.from_numpy(generator.normal(size=(count, classes)).round(1))
         targets = torch.from_numpy(generator.integers(0, classes, count))
-        predicted, labels = logits.argmax(dim=1), np.unique(targets)
+        predicted = logits.argmax(dim=1)
         options = {"average": "macro", "zero_division": 0}
         found = TASKS["classification"].metrics(logits, targets, tuple("abcde"[:classes]))
-        assert found["macro_f1"] == pytest.approx(f1_score(targets, predicted, labels=labels, **options))
+        assert found["macro_f1"] == pytest.approx(f1_score(targets, predicted, **options))
         several = torch.from_numpy(generator.integers(0, 2, (count, classes))).float()
         found = TASKS["multilabel"].metrics(logits, several, tuple("abcde"[:classes]))
         assert found["macro_f1"] == pytest.approx(f1_score(several > 0.5, logits > 0, **options))
         both = [column for column in range(classes) if several[:, column].unique().numel() == 2]
         wanted = [roc_auc_score(several[:, column], logits[:, column]) for column in both]
         assert found["auroc"] == (pytest.approx(np.mean(wanted)) if wanted else None)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_the_order_of_records_is_kept_where_probabilities_round_to_one(classes: int, scale: float) -> None:
+    generator = np.random.default_rng(6)
+    targets = np.arange(60) % classes
+    logits = scale * (np.eye(classes)[targets] + generator.normal(size=(60, classes)))
+    margins = [logits[:, k] - logsumexp(np.delete(logits, k, axis=1), axis=1) for k in range(classes)]
+    wanted = np.mean([roc_auc_score(targets == k, margins[k]) for k in range(classes)])
+    facts = torch.from_numpy(logits), torch.from_numpy(targets), tuple("abcde"[:classes])
+    assert TASKS["classification"].metrics(*facts)["auroc"] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_an_infinite_logit_leaves_no_order() -> None:
+    logits, targets = torch.randn(6, 3), torch.arange(6) % 3
+    logits[4, 1] = torch.inf
+    assert TASKS["classification"].metrics(logits, targets, tuple("abc"))["auroc"] is None
 
 
 def test_metrics_of_a_class_without_records_are_left_out() -> None:
