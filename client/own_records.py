@@ -172,6 +172,7 @@ class OwnRecords:
             {
                 "release": version("fedgraft"),
                 "patients": "numbered",
+                "targets": "with those cut off",
                 "files": seen,
                 "keys": dict(section.keys),
                 "classes": list(section.classes),

@@ -77,7 +77,7 @@ def _positions(loss: PerUnitLoss, mask: Floats, targets: Tensor) -> NDArray[np.i
     length = mask.shape[1]
     if loss not in _KNOWN:
         return np.full(len(mask), length)
-    counts = targets.numpy() != IGNORED if loss is token_loss else mask > 0
+    counts = targets.numpy()[:, :length] != IGNORED if loss is token_loss else mask > 0
     last = np.where(counts, np.arange(1, length + 1), 0).max(axis=1)
     needed: NDArray[np.int64] = np.minimum(-(-last // LENGTH_STEP) * LENGTH_STEP, length)
     return needed
@@ -109,7 +109,7 @@ def _tag_slopes(logits: Floats, tags: NDArray[np.int64]) -> Floats:
 
 def _span_slopes(logits: Floats, ends: NDArray[np.int64]) -> Floats:
     """Slopes of ``span_loss``."""
-    right = np.arange(logits.shape[1])[:, None] == ends[:, None, :]  # (B, n, 2)
+    right = np.arange(logits.shape[1])[:, None] == np.maximum(ends, 0)[:, None, :]  # (B, n, 2)
     slopes: Floats = (softmax(logits, 1) - right) / 2
     return slopes
 

@@ -11,6 +11,7 @@ Metrics = dict[str, float | None]
 LONGEST_ANSWER = 30  # tokens
 
 IGNORED = -100  # the target of a token that has nothing to be predicted
+CUT_OFF = -1  # first and last token of an answer that no token of its record holds
 _PLAIN = {"S": "B", "U": "B", "E": "I", "L": "I"}
 
 
@@ -40,14 +41,17 @@ def multilabel(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Met
 
 
 def tokens(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
-    """Precision, recall and F1 of whole entities: first word, last word and kind all right (as CoNLL counts)."""
+    """Precision, recall and F1 of whole entities: first word, last word and kind all right (as CoNLL counts).
+
+    An entity that ends in the words that were cut off is a true one like any other, and is not found.
+    """
     tagged = targets != IGNORED
     predicted = logits.argmax(dim=2)
     true, found, both = 0, 0, 0
     for row in range(len(targets)):
         here = tagged[row]
         wanted = entities([classes[tag] for tag in targets[row][here].tolist()])
-        came = entities([classes[tag] for tag in predicted[row][here].tolist()])
+        came = entities([classes[tag] for tag in predicted[row][here[: predicted.shape[1]]].tolist()])
         true, found, both = true + len(wanted), found + len(came), both + len(wanted & came)
     precision, recall = both / max(1, found), both / max(1, true)
     return {
@@ -79,7 +83,10 @@ def entities(tags: list[str]) -> set[tuple[int, int, str]]:
 
 
 def spans(logits: Tensor, targets: Tensor, classes: tuple[str, ...]) -> Metrics:
-    """Exact match, and the overlap of found and true answers in tokens, as F1 (the mean over records)."""
+    """Exact match, and the overlap of found and true answers in tokens, as F1 (the mean over records).
+
+    An answer that was cut off overlaps with nothing: both are 0 for its record.
+    """
     best = best_spans(logits)
     low = torch.maximum(best[:, 0], targets[:, 0])
     high = torch.minimum(best[:, 1], targets[:, 1])

@@ -43,13 +43,14 @@ def rows_of(features: NDArray[np.float32], targets: Tensor, task: TaskName, layo
 
 
 def _tagged(states: Tensor, tags: Tensor, classes: int) -> Rows:
+    tags = tags[:, : states.shape[1]]  # words that were cut off have no row
     kept = tags != IGNORED
     targets = np.eye(classes)[tags[kept].numpy()]
     return Rows(states[kept].numpy(), targets, _shares(kept))
 
 
 def _answering(states: Tensor, present: Tensor, spans: Tensor) -> Rows:
-    positions = torch.arange(states.shape[1])
+    positions, spans = torch.arange(states.shape[1]), spans.clamp(min=0)  # an answer that was cut off is taken for none
     marks = torch.stack([positions == spans[:, :1], positions == spans[:, 1:]], dim=2)  # (N, T, 2)
     return Rows(states[present].numpy(), _with_one(marks[present].double()), _shares(present))
 

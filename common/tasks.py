@@ -44,8 +44,9 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: shape (B, T, K).
-        targets: shape (B, T), int64, ``IGNORED`` where nothing is to be predicted.
+        targets: shape (B, T + L), int64, ``IGNORED`` where nothing is to be predicted; the last L have no loss.
     """
+    targets = targets[:, : logits.shape[1]]
     each = nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
     return each.sum(dim=1) / (targets != IGNORED).sum(dim=1).clamp(min=1)
 
@@ -55,9 +56,9 @@ def span_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: shape (B, T, 2).
-        targets: shape (B, 2), int64 token positions; (0, 0) where there is no answer.
+        targets: shape (B, 2), int64 token positions; (0, 0) where there is no answer; ``CUT_OFF`` is taken for none.
     """
-    each = nn.functional.cross_entropy(logits, targets, reduction="none")  # classes are the T positions
+    each = nn.functional.cross_entropy(logits, targets.clamp(min=0), reduction="none")  # classes are the T positions
     return each.mean(dim=1)
 
 
@@ -67,7 +68,7 @@ class Scores:
 
     Attributes:
         accuracy: the task's main figure: fraction of records classified rightly; of labels, for several a record; of
-            tokens tagged rightly; of answers found exactly.
+            words tagged rightly, those that were cut off not; of answers found exactly.
         loss: mean over records, in nats.
         logits: of every record.
         targets: of every record.
@@ -151,8 +152,8 @@ def _right_labels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _right_tokens(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    tagged = targets != IGNORED
-    return ((logits.argmax(dim=2) == targets) & tagged).sum(dim=1), tagged.sum(dim=1)
+    tagged, seen = targets != IGNORED, targets[:, : logits.shape[1]]
+    return ((logits.argmax(dim=2) == seen) & (seen != IGNORED)).sum(dim=1), tagged.sum(dim=1)
 
 
 def _right_span(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from client.clipping import ClippedSum
 from client.mechanism import clipped_sum
 from common.heads import build_head
-from common.metrics import IGNORED
+from common.metrics import CUT_OFF, IGNORED
 from common.tasks import span_loss, task_named
 from common.token_heads import TokenLinear
 
@@ -34,16 +34,18 @@ def token_head(task: str, length: int, width: int, seed: int = 0) -> TokenLinear
 
 
 def draw(task: str, units: int, length: int, width: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Records of any length: their features, and tags (some ignored) or the ends of answers."""
+    """Records of any length: their features, and tags (some ignored, three cut off) or ends of answers (or cut off)."""
     generator = torch.Generator().manual_seed(seed)
     states = scale * torch.randn(units, length, width, generator=generator)
     lengths = torch.randint(1, length + 1, (units, 1), generator=generator)
     mask = (torch.arange(length) < lengths).float()
     features = torch.cat([states.flatten(1), mask], dim=1)
     if task == "spans":
-        return features, (torch.rand(units, 2, generator=generator) * lengths).long().sort(dim=1).values
-    tags = torch.randint(0, CLASSES, (units, length), generator=generator)
-    ignored = (mask == 0) | (torch.rand(units, length, generator=generator) < 0.3)
+        ends = (torch.rand(units, 2, generator=generator) * lengths).long().sort(dim=1).values
+        return features, ends.masked_fill(torch.rand(units, 1, generator=generator) < 0.2, CUT_OFF)
+    tags = torch.randint(0, CLASSES, (units, length + 3), generator=generator)
+    seen = torch.cat([mask, torch.ones(units, 3)], dim=1)
+    ignored = (seen == 0) | (torch.rand(units, length + 3, generator=generator) < 0.3)
     return features, tags.masked_fill(ignored, IGNORED)
 
 
@@ -130,7 +132,7 @@ def test_a_records_gradient_has_the_same_bits_in_any_company(
     alone = clipped_sum(head, loss, features[place : place + 1], targets[place : place + 1], 1.0)
     found = clipped_sum(head, loss, company, targets, 1.0)
     assert all(torch.equal(value, alone.values[name]) for name, value in found.values.items())
-    with_a_loss = (targets != IGNORED).any(dim=1)
+    with_a_loss = (targets[:, :length] != IGNORED).any(dim=1)
     assert found.non_finite == int(with_a_loss.sum()) - int(with_a_loss[place])
 
 

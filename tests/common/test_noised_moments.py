@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from common.data.records import TaskName
 from common.errors import PrivacyError
-from common.metrics import IGNORED
+from common.metrics import CUT_OFF, IGNORED
 from common.noised_moments import (
     MOST_WIDTH,
     SENSITIVITY,
@@ -158,5 +158,9 @@ def test_a_records_tokens_share_its_weight():
     assert np.array_equal(rows.features, states[[0, 0, 1], [0, 2, 0]])
     spans = rows_of(flat, torch.tensor([[1, 2], [0, 0]]), "spans", ((3, 4), (3,)), 2)
     assert spans.targets.tolist() == [[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1]]
+    seen = torch.cat([tags, torch.tensor([[1], [IGNORED]])], dim=1)  # one word was cut off
+    assert rows_of(flat, seen, "tokens", ((3, 4), (3,)), 3).weights.tolist() == [0.5, 0.5, 1.0]
+    lost = rows_of(flat, torch.tensor([[1, 2], [CUT_OFF, CUT_OFF]]), "spans", ((3, 4), (3,)), 2)
+    assert np.array_equal(lost.targets, spans.targets)
     assert has_constant("spans")
     assert scored_targets("spans", 2) == 2

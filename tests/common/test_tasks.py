@@ -13,11 +13,13 @@ from scipy.special import logsumexp
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 
+from common.backbones.backbone import Backbone
 from common.backbones.controls import load_reference
+from common.backbones.vectors import WordPreprocessing
 from common.data.local import LocalData
 from common.data.records import Pair
 from common.errors import ConfigError
-from common.metrics import IGNORED, best_spans, entities
+from common.metrics import CUT_OFF, IGNORED, best_spans, entities
 from common.targets import make_targets
 from common.tasks import TASKS, multilabel_loss, span_loss, task_named, token_loss
 
@@ -149,6 +151,57 @@ def test_an_answer_never_ends_before_it_begins() -> None:
     logits[0, 4, 0], logits[0, 1, 1] = 6.0, 5.0
     assert best_spans(logits).tolist() == [[4, 4]]
     assert TASKS["spans"].metrics(logits, torch.tensor([[3, 4]]), ("start", "end"))["token_f1"] == pytest.approx(2 / 3)
+
+
+def words_at_a_time(length: int) -> Backbone:
+    """A backbone that cuts texts into their words, and off after so many of them."""
+    return Backbone("words", {}, WordPreprocessing(("took", "aspirin"), length), "none", "none", "none")
+
+
+TAGS = ("O", "B-x", "I-x", "B-y", "I-y")
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=16), min_size=1, max_size=6), st.integers(0, 2**30))
+@settings(max_examples=60, deadline=None)
+def test_entities_that_were_cut_off_are_true_ones(rows: list[list[int]], seed: int) -> None:
+    """Eight words score as sixteen do of which the last eight are taken for no entity; training sees none of those."""
+    labels = np.array([[*row, *[-1] * (16 - len(row))] for row in rows])
+    inputs = tuple(("took",) * len(row) for row in rows)
+    data = LocalData(inputs, labels, TAGS, modality="words", task="tokens")
+    seen, whole = make_targets(data, words_at_a_time(8)), make_targets(data, words_at_a_time(16))
+    logits = torch.randn(len(rows), 8, 5, generator=torch.Generator().manual_seed(seed))
+    nothing = torch.tensor([1.0, 0, 0, 0, 0]).expand(len(rows), 8, 5)
+    task = TASKS["tokens"]
+    assert task.metrics(logits, seen, TAGS) == task.metrics(torch.cat([logits, nothing], dim=1), whole, TAGS)
+    assert torch.equal(task.loss(logits, seen), task.loss(logits, whole[:, :8]))
+    right, words = task.correct(logits, seen)
+    assert words.tolist() == [len(row) for row in rows]
+    assert right.tolist() == ((logits.argmax(dim=2) == whole[:, :8]) & (whole[:, :8] != IGNORED)).sum(dim=1).tolist()
+
+
+def test_an_entity_at_the_cut_is_not_found_by_its_beginning() -> None:
+    data = LocalData((("took",) * 9,), np.array([[0] * 7 + [1, 2]]), TAGS, modality="words", task="tokens")
+    targets = make_targets(data, words_at_a_time(8))
+    logits = torch.nn.functional.one_hot(targets[:, :8], 5).float()  # all words right that were seen
+    found = TASKS["tokens"].score(nn.Identity(), logits, targets)
+    assert found.accuracy == pytest.approx(8 / 9)
+    assert found.metrics(TAGS) == {"entity_f1": 0.0, "entity_precision": 0.0, "entity_recall": 0.0}
+
+
+@given(st.integers(0, 2**30))
+@settings(max_examples=40, deadline=None)
+def test_an_answer_that_was_cut_off_is_never_found(seed: int) -> None:
+    context = "took " * 9 + "aspirin"
+    pairs = tuple(Pair("took", text) for text in (context, context, "aspirin"))
+    labels = np.array([[45, 52], [-1, -1], [0, 7]])
+    data = LocalData(pairs, labels, ("start", "end"), modality="pair", task="spans")
+    targets = make_targets(data, words_at_a_time(8))
+    assert targets.tolist() == [[CUT_OFF, CUT_OFF], [0, 0], [1, 1]]
+    logits = torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(seed))
+    for row in (logits[:1], torch.eye(8)[:1, :, None].expand(1, 8, 2)):  # whatever is answered; and no answer
+        assert TASKS["spans"].metrics(row, targets[:1], data.classes) == {"exact_match": 0.0, "token_f1": 0.0}
+        assert TASKS["spans"].score(nn.Identity(), row, targets[:1]).accuracy == 0.0
+    assert torch.equal(span_loss(logits, targets), span_loss(logits, targets.clamp(min=0)))
 
 
 def test_labels_become_targets_of_their_task() -> None:

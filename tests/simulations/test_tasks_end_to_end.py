@@ -13,7 +13,11 @@ import pytest
 from PIL import Image
 
 import fedgraft
-from common.config import dump_toml
+from common.config import dump_toml, load_config
+from common.data.federation import assemble
+from common.metrics import entities
+from common.model_folder import load_model
+from common.prediction import predict_records
 from tests.federations import small_config
 from tests.models import minilm_folder
 
@@ -105,6 +109,27 @@ def test_words_are_tagged(tmp_path: Path, vectors: str, capsys: pytest.CaptureFi
     assert found["words"] == ["the", "patient", "took", "aspirin", "daily"]
     assert len(found["tags"]) == 5
     assert metrics(run).keys() >= {"entity_f1", "entity_precision", "entity_recall"}
+
+
+def test_the_recall_is_that_of_the_predictions_on_whole_sentences(tmp_path: Path, vectors: str) -> None:
+    drugs = ("aspirin", "ibuprofen")
+    rows = [
+        {
+            "tokens": ["took", drugs[k % 2], *["the"] * (k % 9), *drugs],
+            "tags": ["O", "B-Drug", *["O"] * (k % 9), "B-Drug", "I-Drug"],
+        }
+        for k in range(90)
+    ]
+    run = simulated(tmp_path, lines(tmp_path / "words.jsonl", rows), vectors.replace(":16", ":8"))
+    federation = assemble(load_config(run / "config.toml"))
+    data = federation.data.take(federation.test)
+    true, both = 0, 0
+    for predicted_one, tags in zip(predict_records(load_model(run / "model"), data.inputs), data.labels, strict=True):
+        wanted = entities([data.classes[tag] for tag in tags if tag >= 0])
+        true += len(wanted)
+        both += len(wanted & entities([tag or "O" for tag in predicted_one["tags"]]))
+    assert metrics(run)["entity_recall"] == pytest.approx(both / true)
+    assert 0 < both < true
 
 
 def test_answers_are_found(tmp_path: Path, vectors: str, capsys: pytest.CaptureFixture[str]) -> None:
