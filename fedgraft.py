@@ -1,10 +1,10 @@
 """The front door: one command, ``fedgraft``, whose sub-commands are imported when they are used.
 
-Exit status: 0 fine, 1 unexpected, 2 unusable input (`ConfigError`, or a wrong option), 3 a privacy promise would break
-(`PrivacyError`), 4 a peer sent something unusable (`ProtocolError`), 130 interrupted. Every refusal is one line
-``error: …`` on stderr (several mistakes in one configuration: a line each below it); with ``--json`` stdout carries
-``{"error": {"kind", "message", "status"}}`` as well. ``raise KeyboardInterrupt("…")`` is how a command that was
-interrupted says how to go on.
+Exit status: 0 fine, 1 unexpected (or stdout takes nothing), 2 unusable input (`ConfigError`, or a wrong option), 3 a
+privacy promise would break (`PrivacyError`), 4 a peer sent something unusable (`ProtocolError`), 130 interrupted. Every
+refusal is one line ``error: …`` on stderr (several mistakes in one configuration: a line each below it); with
+``--json`` stdout carries ``{"error": {"kind", "message", "status"}}`` as well. ``raise KeyboardInterrupt("…")`` is how
+a command that was interrupted says how to go on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 (older ones get this far in a chec
 import atexit
 import difflib
 import importlib
+import io
 import json
 import logging
 import os
@@ -166,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status, see this module's docstring.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_output()
     # threads that spin while they wait make a forward pass 25 times slower as soon as another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -183,7 +185,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(str(error) or "stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, as in `fedgraft … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return 1
+    except OSError as error:
+        if _takes_output():
+            raise
+        _drop_output()
+        print(
+            f"error: what the command says cannot be written ({error.strerror}); direct it elsewhere", file=sys.stderr
+        )
         return 1
 
 
@@ -199,6 +209,30 @@ def console() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
+
+
+def _prepare_output() -> None:
+    """Have stdout and stderr take every character, if only as a question mark; where one is closed, it goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 (while the process lives)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _takes_output() -> bool:
+    """Whether stdout takes another line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def _drop_output() -> None:
+    """Send what is waiting for stdout nowhere, so that the end of the process does not try it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _load(name: str, lazy: LazyCommand) -> click.Command:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from common import durable
 from common.errors import ConfigError
+from common.places import CACHE, CACHE_GIB
 from common.sealing import Seal, SealBrokenError
 
 PLAIN, SEALED = ".safetensors", ".sealed"
@@ -71,7 +72,7 @@ def make_room(cache: Path, place: Path, wanted: int, most: int) -> None:
     if needed > 0:
         raise ConfigError(
             f"the features need {(bytes_of(place) + wanted) / 2**30:.1f} GiB, and the feature cache may hold "
-            f"{most / 2**30:.1f}; raise FEDGRAFT_CACHE_GIB, or choose a later model.cut, whose features are smaller"
+            f"{most / 2**30:.1f}; raise {CACHE_GIB}, or choose a later model.cut, whose features are smaller"
         )
 
 
@@ -125,8 +126,14 @@ def writing_segment(place: Path, keys: NDArray[np.void], width: int) -> Iterator
 
 
 def _make_place(place: Path) -> None:
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place.mkdir(mode=0o700, exist_ok=True)
+    try:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"expected a folder for the feature cache, {place} cannot be made: {error.strerror}; name a "
+            f"folder that you can write to in {CACHE}"
+        ) from error
 
 
 def _digests(keys: NDArray[np.void]) -> NDArray[np.uint8]:

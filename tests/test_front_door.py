@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -150,4 +152,38 @@ def test_a_wrong_command_line_is_told_so(capsys, arguments, said):
 def test_a_bug_keeps_its_traceback(failing):
     failing(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
+        fedgraft.main(["fail", "--go"])
+
+
+def run_in_shell(command: str, **surroundings: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell's line, in which $FEDGRAFT is the front door."""
+    door = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'fedgraft.py'))}"
+    line = command.replace("$FEDGRAFT", door)
+    return subprocess.run(["sh", "-c", line], capture_output=True, env=os.environ | surroundings, check=False)
+
+
+def test_characters_that_the_output_cannot_hold_become_question_marks(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\ncough,\u03b5\nfever,b\n", encoding="utf-8")
+    done = run_in_shell(f"$FEDGRAFT data check {tmp_path / 'rows.csv'}", PYTHONIOENCODING="latin-1")
+    assert done.stderr == b""
+    assert b"? (1)" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_output_is_a_sentence():
+    done = run_in_shell("$FEDGRAFT --version > /dev/full")
+    assert (done.returncode, done.stdout) == (1, b"")
+    expected = "error: what the command says cannot be written (No space left on device); direct it elsewhere\n"
+    assert done.stderr.decode() == expected
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_output_does_no_harm(closed):
+    done = run_in_shell(f"$FEDGRAFT --version {closed}")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_error_that_is_not_the_outputs_keeps_its_traceback(failing):
+    failing(OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space"):
         fedgraft.main(["fail", "--go"])

@@ -244,6 +244,12 @@ def test_features_that_can_never_fit_are_refused(tmp_path: Path) -> None:
         FeatureCache(tmp_path / "cache", most_bytes=100).features(raw_pixels(8), None, images(20))
 
 
+def test_a_cache_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/cache/.* cannot be made: Not a directory; .* in FEDGRAFT_CACHE"):
+        FeatureCache(tmp_path / "file" / "cache").features(raw_pixels(8), None, images(20))
+
+
 def test_a_folder_that_another_process_drops_is_computed_again(cache: FeatureCache) -> None:
     data = images(10)
     before = np.array(cache.features(raw_pixels(4), None, data))
