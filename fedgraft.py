@@ -32,6 +32,7 @@ import typer.core
 import typer.main
 
 from common.errors import ConfigError, FederationError, PrivacyError, ProtocolError
+from common.printable import printable
 
 typer.core.HAS_RICH = False  # plain help, a fifth of the time; with rich, brackets come out escaped
 
@@ -258,7 +259,7 @@ def _usage(error: click.ClickException) -> str:
 def _refuse(error: FederationError, arguments: Sequence[str]) -> int:
     """Print a refusal and return its status."""
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 1)
-    print(f"error: {error}", file=sys.stderr)
+    print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
     if "--json" in arguments:
         print(json.dumps({"error": {"kind": type(error).__name__, "message": str(error), "status": status}}))
     return status

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from common.printable import printable
+
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A run folder's model/ folder.", show_default=False)],
@@ -24,11 +26,11 @@ def predict(
     inputs, names = read_inputs(files, facts.modality, facts.columns, facts.keys)
     found = [{"file": name, **row} for name, row in zip(names, predict_records(loaded, inputs), strict=True)]
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(found, allow_nan=False))
         return
     width = max(len(name) for name in names)
     for row in found:
-        typer.echo(f"{row['file']:<{width}}  {_in_a_line(row)}")
+        typer.echo(printable(f"{row['file']:<{width}}  {_in_a_line(row)}"))
 
 
 def _in_a_line(row: dict[str, Any]) -> str:

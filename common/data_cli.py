@@ -10,6 +10,7 @@ import typer
 
 from common.config_schema import KEY_ROLES
 from common.errors import ConfigError
+from common.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,10 +82,10 @@ def _show(found: Inspection) -> None:
     _show_facts(console, found)
     _show_classes(console, found)
     for item in found.unreadable:
-        console.print(f"cannot be read: {item.path} ({item.reason})", markup=False)
+        console.print(f"cannot be read: {printable(str(item.path))} ({item.reason})", markup=False)
     for finding in found.findings:
         style = {"error": "bold red", "warning": "yellow", "note": "dim"}[finding.level]
-        console.print(f"{finding.level}: {finding.text}", style=style, markup=False)
+        console.print(f"{finding.level}: {printable(finding.text)}", style=style, markup=False)
     console.print("a run would start" if found.fit else "a run would be refused", style="bold")
 
 

@@ -115,6 +115,12 @@ def test_a_refusal_is_one_line_and_a_status(failing, capsys, error, status):
     assert capsys.readouterr() == ("", f"error: {error}\n")
 
 
+def test_a_refusal_sends_no_command_to_the_terminal(failing, capsys):
+    failing(ConfigError("no file \x1b[31mred\udce9\nnor another"))
+    assert fedgraft.main(["fail", "--go"]) == 2
+    assert capsys.readouterr().err == "error: no file \\x1b[31mred\\udce9\nnor another\n"
+
+
 def test_a_refusal_in_json_names_its_kind(failing, capsys):
     failing(PrivacyError("no more budget"))
     assert fedgraft.main(["fail", "--json"]) == 3

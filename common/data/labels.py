@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from common.data.local import Column, Labels, LocalData
 from common.errors import ConfigError
+from common.printable import is_printable
 
 
 def index_labels(raw: npt.NDArray[Any], declared: tuple[str, ...] | None = None) -> tuple[Labels, tuple[str, ...]]:
@@ -131,6 +132,22 @@ def require_every_class(data: LocalData) -> None:
             f"class with no example in the whole federation: {', '.join(missing)}; "
             "add examples or take it off the class list"
         )
+
+
+def require_printable_names(data: LocalData) -> None:
+    """Refuse names that no configuration, report or terminal can hold.
+
+    Raises:
+        ConfigError: a class or a site whose name is not UTF-8 or has control characters.
+    """
+    sites = [] if data.site is None else np.unique(data.site).tolist()
+    for kind, names in (("class", data.classes), ("site", sites)):
+        for name in names:
+            if not is_printable(name):
+                raise ConfigError(
+                    f"the name of a {kind} must be text in UTF-8 without control characters, got {ascii(name)[:80]}; "
+                    "rename it"
+                )
 
 
 def _examples(data: LocalData) -> Labels:

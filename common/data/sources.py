@@ -15,7 +15,7 @@ from common.data.archive import load_npz
 from common.data.decoding import Unreadable
 from common.data.folder import load_folder
 from common.data.kinds import Kind, read_kind
-from common.data.labels import require_every_class
+from common.data.labels import require_every_class, require_printable_names
 from common.data.local import LocalData
 from common.data.manifest import read_manifest
 from common.errors import ConfigError
@@ -49,7 +49,8 @@ def load_source(
         labels (or the one that the file or the keys declare) and is a public constant from here on.
 
     Raises:
-        ConfigError: nothing there, unreadable, not as described, fewer than two classes, or a class without example.
+        ConfigError: nothing there, unreadable, not as described, fewer than two classes, a class without example, or
+            a name that is not printable.
     """
     data = read_source(source, keys, root, unreadable)
     require_every_class(data)
@@ -60,6 +61,12 @@ def read_source(
     source: str, keys: Mapping[str, str], root: Path, unreadable: list[Unreadable] | None = None
 ) -> LocalData:
     """Read all records as ``load_source`` does, though there be but one class, or none of an example."""
+    data = _read_any(source, keys, root, unreadable)
+    require_printable_names(data)
+    return data
+
+
+def _read_any(source: str, keys: Mapping[str, str], root: Path, unreadable: list[Unreadable] | None) -> LocalData:
     path = root / Path(source).expanduser()
     if source in BUILT_IN:
         _refuse_keys(keys, source)

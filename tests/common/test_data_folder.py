@@ -68,6 +68,14 @@ def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
     assert folder(tmp_path, "train/1.png", "test/1.png").classes == ("test", "train")
 
 
+@pytest.mark.parametrize("names", [("\udce9/x.png", "b/x.png"), ("\x1b[31mred/a/x.png", "blue/b/x.png")])
+def test_names_that_nothing_can_show_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"must be text in UTF-8 without control characters, got '\\(udce9|x1b\[31mred)'"
+    ):
+        folder(tmp_path, *names)
+
+
 def test_hidden_files_and_notes_are_left_out(tmp_path: Path) -> None:
     for note in (".DS_Store", "README.txt", "a/.hidden.png", ".git/a/b/c/d.png", "a/Thumbs.db"):
         path = tmp_path / note
