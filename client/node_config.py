@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from common.config_mistakes import Expected, find_mistakes
 from common.config_schema import KEY_ROLES
 from common.errors import ConfigError
+from common.node_names import NODE_NAME, WORDS
 from common.secagg.roster import MOST_NODES
 from common.secagg.session import LEAST_NODES
 
@@ -18,11 +19,7 @@ NODE_TOML = "node.toml"
 
 _Isolation = Annotated[Literal["none", "process", "container"], Expected('"none", "process" or "container"')]
 _Text = Annotated[str, Field(min_length=1), Expected("text in quotes")]
-_Name = Annotated[
-    str,
-    Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}$"),
-    Expected("a name of letters, digits, dots, dashes and underscores, at most 64"),
-]
+_Name = Annotated[str, Field(pattern=NODE_NAME), Expected(WORDS)]
 _Address = Annotated[
     str, Field(pattern=r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"), Expected('"host:port" or "[IPv6]:port"')
 ]

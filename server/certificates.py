@@ -61,7 +61,7 @@ def make_certificates(folder: Path, names: Sequence[str], *, now: datetime.datet
     """
     now = now or datetime.datetime.now(datetime.UTC)
     files = certificates_in(folder)
-    alternatives = [_alternative(name) for name in dict.fromkeys([*names, *LOOPBACK])]
+    alternatives = [alternative_name(name) for name in dict.fromkeys([*names, *LOOPBACK])]
     if not names:
         raise ConfigError("expected at least one name that nodes reach the server by, got none; give --name HOST")
     if not files.ca.exists():
@@ -166,7 +166,12 @@ def _identifier_of(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found)
 
 
-def _alternative(name: str) -> x509.GeneralName:
+def alternative_name(name: str) -> x509.GeneralName:
+    """A host name or an address as a certificate holds it.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     try:
         return x509.IPAddress(ipaddress.ip_address(bare(name)))
     except ValueError:

@@ -335,9 +335,10 @@ def _show(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, box=SIMPLE)
+    table = Table(box=SIMPLE)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a fingerprint or a name that is cut short cannot be compared
     for row in rows:
-        table.add_row(
-            *(f"{value:.4f}" if isinstance(value, float) else escape(str(value)) for value in map(row.get, columns))
-        )
+        values = map(row.get, columns)
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else escape(str(value)) for value in values))
     Console().print(table)

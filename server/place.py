@@ -19,7 +19,7 @@ from common import durable, places
 from common.errors import ConfigError
 from common.ports import joined
 from common.supervisor import without_proxy
-from server.certificates import Certificates, certificates_in, make_certificates, next_ca_in
+from server.certificates import Certificates, alternative_name, certificates_in, make_certificates, next_ca_in
 
 SERVER_TOML, JOIN_FILE, NODES = "server.toml", "federation.join", "nodes.json"
 APPROVED, USUAL = "approved.json", "fedgraft-server"
@@ -144,10 +144,12 @@ def make_place(folder: Path, config: ServerConfig, app_sha256: str) -> Place:
         app_sha256: of the app bundle that nodes are to approve; told in the join file for comparison.
 
     Raises:
-        ConfigError: there is a coordinator in it already, or it cannot be made.
+        ConfigError: there is a coordinator in it already, a name is none, or it cannot be made; nothing is, then.
     """
     if (folder / SERVER_TOML).exists():
         raise ConfigError(f"{folder} holds a coordinator already; choose another --home, or renew with --renew")
+    for name in config.names:  # before anything is made
+        alternative_name(name)
     try:
         for name in (".", "certificates", RUNS, "flwr"):
             (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common import durable
 from common.errors import ConfigError
 from common.locks import alone
+from common.node_names import check_node_name
 from common.privacy.keys import fingerprint, load_public, openssh
 from server.control import nodes_seen, register, unregister
 from server.place import NODES, Place, Registered
@@ -65,9 +66,10 @@ def admit(place: Place, name: str, key: Path, *, replace: bool = False) -> Regis
     """Let a node in; or give one that is in another key, and shut the old one out.
 
     Raises:
-        ConfigError: the name is taken, or not there to be replaced; or the key is none, or was used before.
+        ConfigError: the name is no node's, taken, or not there to be replaced; or the key is none, or was used before.
         FederationError: the SuperLink cannot be reached.
     """
+    check_node_name(name)
     whole = openssh(load_public(key))
     public = fingerprint(whole)
     with _changing(place):

@@ -16,6 +16,7 @@ import tomli_w
 from common import durable, errors
 from common.bundle import app_digest, assemble
 from common.config import RunConfig, dump_toml, load_config, to_flat
+from common.data import load_source
 from common.errors import ConfigError, FederationError
 from common.supervisor import supervisor_of
 from server.checkpoints import Line, read_lines
@@ -113,7 +114,11 @@ def begin_run(place: Place, config: RunConfig, name: str, nodes: Sequence[str]) 
 
     Returns:
         The folder.
+
+    Raises:
+        ConfigError: the server's own records cannot be read, beside what is said above.
     """
+    load_source(config.data.source, config.data.keys)
     folder = open_run(place, config, name, nodes)
     try:
         start_run(place, folder)

@@ -42,7 +42,7 @@ def _spent(ledgers: Iterable[LedgerFinding]) -> Table:
 def _released(ledgers: Sequence[LedgerFinding]) -> Table:
     table = Table(title="Rounds, by run", title_justify="left", box=SIMPLE)
     table.add_column("data set", overflow="fold")
-    table.add_column("run", no_wrap=True)
+    table.add_column("run", overflow="fold")
     for name in ("plan", "charged", "released", "open"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("when, UTC")
@@ -52,7 +52,7 @@ def _released(ledgers: Sequence[LedgerFinding]) -> Table:
             done = sum(charge.committed is not None for charge in plan.charges)
             charged = f"{len(plan.charges)} of {plan.plan.terms.rounds}"
             counts = (str(numbers[plan.plan.terms]), charged, str(done), str(len(plan.charges) - done))
-            table.add_row(_cell(one.history.dataset_id), _cell(_short(plan.run_id)), *counts, _cell(_when(plan)))
+            table.add_row(_cell(one.history.dataset_id), _cell(plan.run_id), *counts, _cell(_when(plan)))
     return table
 
 
@@ -77,10 +77,6 @@ def _plan_lines(ledgers: Sequence[LedgerFinding]) -> Iterator[str]:
 def _when(plan: AcceptedPlan) -> str:
     times = [charge.at for charge in plan.charges if charge.at is not None]
     return "–" if not times else times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 14 else name[:12] + "…"
 
 
 def _cell(text: str) -> str:

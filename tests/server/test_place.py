@@ -18,7 +18,7 @@ from common.errors import ConfigError, FederationError
 from common.privacy.keys import openssh
 from server.control import nodes_seen
 from server.place import JOIN_FILE, NODES, SERVER_TOML, Place, Registered, folder_of_run, open_place
-from server.submission import open_run, start_run
+from server.submission import begin_run, open_run, start_run
 from tests.federations import small_config
 
 
@@ -104,6 +104,22 @@ def test_a_run_that_could_not_be_submitted_leaves_no_folder(place: Place, capsys
         assert not (place.runs / "unsent").exists()
 
 
+def test_a_run_without_the_servers_own_records_is_refused_at_once(place: Place) -> None:
+    with pytest.raises(ConfigError, match=r"data\.source"):
+        begin_run(place, small_config(data={"source": "/nowhere/records.npz"}), "blind", [])
+    assert not (place.runs / "blind").exists()
+
+
+def test_fingerprints_and_run_names_are_never_cut_short(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a-name-of-a-run-as-long-as-names-may-be-" * 3
+    (place.runs / name).mkdir()
+    assert fedgraft.main(["server", "status", "--home", str(place.folder)]) == 0
+    table = capsys.readouterr().out.partition(" run ")[2]
+    assert "…" not in table
+    assert name in "".join(line.split()[0] for line in table.splitlines() if line.strip())
+    (place.runs / name).rmdir()
+
+
 def test_a_run_that_is_not_there_or_finished_is_not_started(place: Place) -> None:
     with pytest.raises(ConfigError, match=r"found no config\.toml"):
         start_run(place, place.runs / "none")
@@ -136,6 +152,7 @@ def test_commands_without_a_coordinator_say_what_to_do(
     status, told = said(capsys, *arguments, "--home", str(tmp_path / "none"))
     assert status == 2
     assert words in told
+    assert not (tmp_path / "none").exists()
 
 
 def test_damaged_files_are_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

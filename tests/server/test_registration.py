@@ -124,6 +124,13 @@ def test_a_node_gets_another_key_and_the_old_one_is_shut_out(place: Place) -> No
     assert not (place.folder / PENDING).exists()
 
 
+@pytest.mark.parametrize("name", ["../x", "", "a b", "north\n", "x" * 65])
+def test_a_name_that_no_node_can_have_is_refused_before_the_superlink_is_asked(place: Place, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"in the hospital's node\.toml"):
+        admit(place, name, key(place, "one"))
+    assert not statuses(place)
+
+
 def test_a_removed_node_is_shut_out_and_comes_back_with_a_new_key_only(place: Place) -> None:
     entry = admit(place, "north", key(place, "one"))
     remove(place, "north")
