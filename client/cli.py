@@ -102,15 +102,20 @@ def start(
 ) -> None:
     """Run the node until it is stopped, starting again what ends; for a terminal or a service manager."""
     from client.isolation import check_possible, with_isolation
+    from client.join import own_trust
+    from client.keys import KEY
     from client.node_config import load_node_config
     from client.node_folder import programs
     from common.ports import LoopbackPort
+    from common.privacy.keys import load_private
     from common.runtime_secret import make_secret
     from common.supervisor import Program, supervise
 
     folder = node_of(home)
     config = with_isolation(load_node_config(folder), isolation)
     check_possible(folder, config)
+    load_private(folder / KEY)  # a program that cannot use key or certificate would end and be started for ever
+    own_trust(folder, config)
     make_secret(folder)
     typer.echo(f"node {config.node.name} at {config.server.address}; logs in {folder / 'logs'}")
     port = LoopbackPort()

@@ -19,7 +19,7 @@ from client.approvals import read_approvals
 from client.clock import measure_skew
 from client.contact import last_contact
 from client.isolation import check_possible
-from client.join import trusted
+from client.join import own_trust
 from client.keys import KEY, PUBLIC_KEY, left_over
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import PAUSED, is_paused
@@ -115,11 +115,7 @@ def _key(folder: Path, _: NodeConfig) -> Finding:
 
 
 def _certificate(folder: Path, config: NodeConfig) -> Finding:
-    path = folder / config.server.certificate
-    try:
-        found = trusted(path.read_bytes(), str(path))
-    except OSError as error:
-        return Finding("certificate", "fail", f"cannot read {path}: {error.strerror}; run `fedgraft node join FILE`")
+    found = own_trust(folder, config)
     states = {one.state for one in found}
     state: State = "fail" if states == {"fail"} else "note" if states != {"ok"} else "ok"
     return Finding("certificate", state, "; ".join(one.words for one in found))
@@ -127,6 +123,7 @@ def _certificate(folder: Path, config: NodeConfig) -> Finding:
 
 def _server(folder: Path, config: NodeConfig) -> Finding:
     host, port = split(config.server.address)
+    own_trust(folder, config)
     try:
         context = ssl.create_default_context(cafile=folder / config.server.certificate)
         with (
@@ -161,6 +158,7 @@ def _reachable(config: NodeConfig) -> bool:
 def _clock(folder: Path, config: NodeConfig) -> Finding:
     if not _reachable(config):
         return Finding("clock", "note", "not measured: the coordinator cannot be reached")
+    own_trust(folder, config)
     certificate = (folder / config.server.certificate).read_bytes()
     found = measure_skew(config.server.address, certificate, folder / KEY)
     if found.ahead_s is None:
@@ -180,6 +178,7 @@ def _clock(folder: Path, config: NodeConfig) -> Finding:
 def _registered(folder: Path, config: NodeConfig) -> Finding:
     if not _reachable(config):
         return Finding("registered", "note", "not asked: the coordinator cannot be reached")
+    own_trust(folder, config)
     if is_registered(config.server.address, (folder / config.server.certificate).read_bytes(), folder / KEY):
         return Finding("registered", "ok", "the coordinator knows this node's key")
     cure = f"send it {PUBLIC_KEY}; if it was removed there, make a new one first (fedgraft node rotate-key)"

@@ -45,8 +45,8 @@ def compare(folder: Path, config: NodeConfig, join: Join) -> Change:
     if all(one.state == "fail" for one in after):
         raise ConfigError(f"expected a CA that is valid now in the join file: {after[0].words}")
     try:
-        before = trusted((folder / config.server.certificate).read_bytes(), config.server.certificate)
-    except (OSError, ConfigError):
+        before = own_trust(folder, config)
+    except ConfigError:
         before = ()
     notes = []
     if join.address != config.server.address:
@@ -70,3 +70,16 @@ def trust(folder: Path, config: NodeConfig, join: Join) -> None:
 def trusted(pem: bytes, name: str) -> tuple[Validity, ...]:
     """How long each CA in a file is valid; errors as in ``authorities_in``."""
     return tuple(validity_of(one, "the coordinator's CA", ASK) for one in authorities_in(pem, name))
+
+
+def own_trust(folder: Path, config: NodeConfig) -> tuple[Validity, ...]:
+    """How long each CA that a node trusts is valid.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    path = folder / config.server.certificate
+    try:
+        return trusted(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; run `fedgraft node join FILE`") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +13,7 @@ from common.errors import ConfigError
 from common.node_names import NODE_NAME, WORDS
 from common.secagg.roster import MOST_NODES
 from common.secagg.session import LEAST_NODES
+from common.toml_text import parse_toml
 
 NODE_TOML = "node.toml"
 
@@ -162,10 +162,7 @@ def load_node_config(folder: Path) -> NodeConfig:
 
 def parse_node_config(text: str, path: Path) -> NodeConfig:
     """Read the text of a ``node.toml``; errors as in ``load_node_config``, naming ``path``."""
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"expected TOML in {path}: {error}; correct that line") from None
+    tree = parse_toml(text, path)
     try:
         config = NodeConfig.model_validate({name: {} for name in NodeConfig.model_fields} | tree)
     except ValidationError as error:

@@ -79,6 +79,22 @@ def test_init_without_records_writes_a_configuration_to_be_completed(
     assert load_node_config(tmp_path / "other").data.source == "/path/to/records"
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [(KEY, "expected an OpenSSH private key"), ("ca.crt", "expected a CA's certificate in")]
+)
+def test_a_damaged_key_or_certificate_is_told_before_anything_is_started(
+    name: str, words: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / name).write_bytes((home / name).read_bytes()[:100])
+    status, told = typed(capsys, home, "start")
+    assert status == 2
+    assert told.startswith(f"error: {words}")
+    status, told = typed(capsys, home, "check")
+    assert status == 1
+    assert words in told
+    assert ("firewall" in told) == (name == KEY)  # which is good advice where only the key is damaged
+
+
 @pytest.mark.parametrize(("text", "words"), [(None, "No such file"), ("{}", "got something else")])
 def test_a_join_file_that_is_none_is_refused(
     text: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
