@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -9,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.local import Pixels
+from common.printable import printable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 MOST_PIXELS = 89_478_485  # Pillow's limit, for what it does not decode
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_KNOWN = (*_GREY, "PALETTE COLOR", "RGB")
 
 Values: TypeAlias = npt.NDArray[np.float64]
 
@@ -56,6 +60,22 @@ def _why_not(dataset: Dataset) -> str | None:
         return "several frames in one file; save the ones meant as files of their own"
     if dataset.Rows * dataset.Columns > MOST_PIXELS:
         return "more pixels than an image may have"
+    photometric = str(dataset.PhotometricInterpretation)
+    if photometric not in _KNOWN and not photometric.startswith("YBR_"):
+        return f"neither grey nor colour: PhotometricInterpretation is {printable(photometric[:16])}"
+    return _why_not_grey(dataset) if photometric in _GREY else None
+
+
+def _why_not_grey(dataset: Dataset) -> str | None:
+    """What in the header would show every grey value alike."""
+    if "ModalityLUTSequence" not in dataset and dataset.get("RescaleSlope") == 0:
+        return "RescaleSlope is 0 in its header, so that every pixel is the same; correct the header"
+    if "WindowCenter" in dataset and "WindowWidth" in dataset:
+        widths = dataset.WindowWidth
+        width = float(widths[0] if isinstance(widths, Sequence) else widths)
+        linear = str(dataset.get("VOILUTFunction", "LINEAR")) == "LINEAR"
+        if width < 1 if linear else width <= 0:
+            return f"WindowWidth is {width:g} in its header, too narrow for a window; correct the header"
     return None
 
 
@@ -69,8 +89,8 @@ def _to_pixels(dataset: Dataset) -> Pixels | str:
         return _scaled(coloured.astype(np.float64), 0.0, float(np.iinfo(coloured.dtype).max))
     if stored.ndim == 3:
         return _scaled(stored.astype(np.float64), 0.0, 2.0**dataset.BitsStored - 1)
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        return f"neither grey nor colour ({photometric[:16]})"
+    if photometric not in _GREY:
+        return f"one value a pixel, but PhotometricInterpretation is {photometric}"
     shown = _grey(dataset, stored)
     return np.asarray(255 - shown if photometric == "MONOCHROME1" else shown, dtype=np.uint8)
 

@@ -26,6 +26,8 @@ from common.feature_pass import Precision
 from common.features import cached_backbone, default_cache
 from common.targets import make_targets
 
+VALIDATION = "data.validation_fraction"
+
 
 @dataclass(frozen=True, eq=False)
 class Federation:
@@ -97,7 +99,7 @@ def held_by_server(config: RunConfig) -> Federation:
     test, validation = np.arange(len(data), dtype=np.int64), np.empty(0, dtype=np.int64)
     if section.validation_fraction > 0:
         undivided = replace(data, split=None)
-        test, validation = hold_out(undivided, section.validation_fraction, config.federation.seed or 0)
+        test, validation = hold_out(undivided, section.validation_fraction, config.federation.seed or 0, VALIDATION)
     return Federation(data, test, validation, {})
 
 
@@ -144,7 +146,7 @@ def _assemble(
     train, test = hold_out(data, test_fraction, seed)
     validation = np.empty(0, dtype=np.int64)
     if validation_fraction > 0:
-        kept, watched = hold_out(replace(data.take(train), split=None), validation_fraction, seed)
+        kept, watched = hold_out(replace(data.take(train), split=None), validation_fraction, seed, VALIDATION)
         train, validation = train[kept], train[watched]
     parts = partition(
         data.strata[train],

@@ -12,7 +12,7 @@ from common.data.local import Column, Indices, Labels, LocalData
 from common.errors import ConfigError
 
 
-def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indices]:
+def hold_out(data: LocalData, fraction: float, seed: int, key: str = "data.test_fraction") -> tuple[Indices, Indices]:
     """Divide records into training and test records.
 
     A ``split`` column decides where there is one. Otherwise the test records are drawn: class by class in proportion
@@ -22,6 +22,7 @@ def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indi
         data: N records.
         fraction: of the test records, in (0, 1); ignored where ``split`` decides.
         seed: >= 0; the same seed gives the same division.
+        key: of the configuration that the fraction is from, for errors.
 
     Returns:
         (train, test): sorted indices, int64, disjoint, together 0..N-1.
@@ -36,17 +37,17 @@ def hold_out(data: LocalData, fraction: float, seed: int) -> tuple[Indices, Indi
     if data.split is not None:
         train, test = _as_declared(data.split)
     elif not 0 < fraction < 1:
-        raise ConfigError(f"data.test_fraction must lie between 0 and 1, got {fraction}; 0.2 holds out a fifth")
+        raise ConfigError(f"{key} must lie between 0 and 1, got {fraction}; 0.2 holds out a fifth")
     else:
         rng = generator(seed, Purpose.HOLD_OUT)
         strata = data.strata
-        wanted = _test_counts(np.bincount(strata, minlength=len(data.strata_names)), fraction)
+        wanted = _test_counts(np.bincount(strata, minlength=len(data.strata_names)), fraction, key)
         chosen = _draw_records(strata, wanted, rng)
         together = _kept_together(data)
         if together is not None:
             chosen = _draw_patients(strata, together, wanted, rng)
         train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
-    _check(data, train, test)
+    _check(data, train, test, key)
     return train, test
 
 
@@ -69,14 +70,14 @@ def _as_declared(split: Column) -> tuple[Indices, Indices]:
     return np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
 
 
-def _test_counts(counts: Labels, fraction: float) -> Labels:
+def _test_counts(counts: Labels, fraction: float, key: str) -> Labels:
     """How many records of each class to hold out: in proportion, one always stays behind, shape (K,)."""
     total = math.ceil(fraction * counts.sum() - 1e-9)  # 0.07 * 100 is 7.000000000000001
     most = np.maximum(counts - 1, 0)
     if most.sum() < total:
         raise ConfigError(
             f"holding out {total} records must leave one of each class, but only {most.sum()} can be spared; "
-            "add records or lower data.test_fraction"
+            f"add records or lower {key}"
         )
     wanted: Labels = np.minimum(np.floor(fraction * counts).astype(np.int64), most)
     for _ in range(total - int(wanted.sum())):
@@ -106,11 +107,11 @@ def _draw_patients(labels: Labels, patient: Column, wanted: Labels, rng: np.rand
     return chosen[of_record]
 
 
-def _check(data: LocalData, train: Indices, test: Indices) -> None:
+def _check(data: LocalData, train: Indices, test: Indices, key: str) -> None:
     if len(train) == 0 or len(test) == 0:
         raise ConfigError(
             f"expected both training and test records, got {len(train)} and {len(test)}; "
-            "change data.test_fraction or mark the records in a split column"
+            f"change {key} or mark the records in a split column"
         )
     lost = np.setdiff1d(data.strata, data.strata[train])
     if len(lost):

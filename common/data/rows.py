@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -14,6 +15,8 @@ from common.errors import ConfigError
 
 DELIMITED, JSON_LINES, PARQUET = (".csv", ".tsv"), (".jsonl", ".ndjson", ".json"), (".parquet", ".pq")
 SUFFIXES = (*DELIMITED, *JSON_LINES, *PARQUET)
+MOST_CHARACTERS = 2**26  # of one cell of a CSV file; the module's own limit is less than a long report
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,10 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; make it readable for this user") from error
     except UnicodeDecodeError as error:
+        came = "UTF-16" if path.read_bytes().startswith(_UTF_16) else "WINDOWS-1252"
         raise ConfigError(
             f"{path} must be text in UTF-8, got other bytes at position {error.start}; convert it, for example with "
-            "iconv -f WINDOWS-1252 -t UTF-8"
+            f"iconv -f {came} -t UTF-8"
         ) from error
 
 
@@ -145,6 +149,7 @@ def _read_delimited(path: Path) -> Rows:
     text = read_text(path)
     header = text.split("\n", 1)[0]
     delimiter = next((mark for mark in (",", ";", "\t") if mark in header), ",")
+    csv.field_size_limit(MOST_CHARACTERS)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         table = [(reader.line_num, row) for row in reader if row]

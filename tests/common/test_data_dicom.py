@@ -148,6 +148,18 @@ class TestRefused:
         path = dicom(tmp_path / "a.dcm", NumberOfFrames="2", PixelData=STORED.tobytes() * 2)
         assert "several frames" in reason(path)
 
+    @pytest.mark.parametrize(
+        ("tags", "why"),
+        [
+            ({"WindowCenter": "40", "WindowWidth": "0"}, "WindowWidth is 0 in its header"),
+            ({"WindowCenter": ["40", "2"], "WindowWidth": ["-5", "9"]}, "WindowWidth is -5 in its header"),
+            ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "RescaleSlope is 0 in its header"),
+            ({"PhotometricInterpretation": "FOO"}, "PhotometricInterpretation is FOO"),
+        ],
+    )
+    def test_a_header_that_shows_nothing_is_named(self, tmp_path: Path, tags: dict[str, Any], why: str) -> None:
+        assert why in reason(dicom(tmp_path / "a.dcm", **tags))
+
     def test_pixels_cut_off(self, tmp_path: Path) -> None:
         path = dicom(tmp_path / "a.dcm", PixelData=STORED.tobytes()[:4])
         assert "truncated or damaged" in reason(path)

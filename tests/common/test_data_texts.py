@@ -281,7 +281,15 @@ class TestRefused:
 
     def test_another_encoding(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_bytes("text,label\nfi\xe8vre,a\n".encode("latin-1"))
-        assert "must be text in UTF-8" in refusal(tmp_path / "a.csv")
+        assert "iconv -f WINDOWS-1252" in refusal(tmp_path / "a.csv")
+        (tmp_path / "a.csv").write_bytes("text,label\nfever,a\n".encode("utf-16"))
+        assert "must be text in UTF-8, got other bytes at position 0; convert it, for example with iconv -f UTF-16" in (
+            refusal(tmp_path / "a.csv")
+        )
+
+    def test_a_report_may_be_long(self, tmp_path: Path) -> None:
+        data = load_source(str(written(tmp_path / "a.csv", f"text,label\n{'x' * 200_000},a\nhi,b\n")))
+        assert [len(text) for text in data.inputs] == [200_000, 2]
 
     def test_keys_of_another_kind(self, tmp_path: Path) -> None:
         path = jsonl(tmp_path / "a.jsonl", TEXTS)
