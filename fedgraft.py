@@ -21,6 +21,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -253,7 +254,8 @@ def _usage(error: click.ClickException) -> str:
     """Say what is wrong with a command line, and where its help is."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context else "fedgraft"
-    return f"{error.format_message().rstrip('.')}; see {command} --help"
+    said = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", error.format_message())  # Typer adds what click has said
+    return f"{said.rstrip('.')}; see {command} --help"
 
 
 def _refuse(error: FederationError, arguments: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from common.config_mistakes import find_mistakes, sections
 from common.config_schema import BASELINES, KEY_ROLES, RunConfig
 from common.errors import ConfigError
+from common.toml_text import parse_toml
 
 __all__ = [
     "BASELINES",
@@ -118,15 +119,13 @@ def config_digest(config: RunConfig) -> str:
 def _read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file; say what is wrong with it, and where."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_toml(path.read_text(encoding="utf-8-sig"), path)
     except FileNotFoundError:
         raise ConfigError(f"expected a configuration file at {path}, but there is none; check the path") from None
     except UnicodeDecodeError:
         raise ConfigError(f"expected text in UTF-8 in {path}, came other bytes; save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"could not read {path}: {error.strerror}; check the path and its permissions") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"expected TOML in {path}: {error}; correct that line") from None
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:
@@ -143,7 +142,7 @@ def _value(text: str) -> Any:
     """Read an override's value: TOML where it is a scalar or a table, else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     if set(parsed) == {"value"} and isinstance(parsed["value"], str | int | float | bool | dict):
         return parsed["value"]

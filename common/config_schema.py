@@ -65,10 +65,12 @@ class FederationConfig(_Section):
 
     nodes: _Count = Field(10, description='Hospitals in the federation; with partition "site" the sites decide.')
     rounds: _Count = Field(30, description="Rounds of send, train, aggregate.")
-    seed: Annotated[int | None, Field(ge=0, lt=2**63), Expected("a whole number of at least 0")] = Field(
-        None,
-        description="Repeats the run exactly; its epsilon is then nominal, no guarantee. Not given: the noise comes "
-        "from the operating system.",
+    seed: Annotated[int | None, Field(ge=0, lt=2**63), Expected("a whole number from 0 to 9223372036854775807")] = (
+        Field(
+            None,
+            description="Repeats the run exactly; its epsilon is then nominal, no guarantee. Not given: the noise "
+            "comes from the operating system.",
+        )
     )
     strategy: _Strategy = Field("fedavg", description="Flower's aggregation strategy.")
     cohort: Annotated[int | None, Field(ge=1, le=_MOST), Expected("a whole number from 1 to 1000000")] = Field(
@@ -205,11 +207,14 @@ class PrivacyConfig(_Section):
     """The promise. No defaults: somebody chooses each of them."""
 
     epsilon: _Positive = Field(description="Most that the whole run may spend at each node, at this delta and unit.")
-    delta: _OpenFraction = Field(description="At most 1 / number of records of the smallest node.")
-    clipping_norm: _PositiveOrAuto = Field(
-        description="Bound on one unit's gradient; auto: by a rule that sees no data."
+    delta: Annotated[float, Field(ge=1e-12, le=0.5), Expected("a number from 1e-12 to 0.5")] = Field(
+        description="At most 1 / number of records of the smallest node."
     )
-    sampling_rate: Annotated[float, Field(gt=0, le=1), Expected("a number above 0 and at most 1")] = Field(
+    clipping_norm: Annotated[
+        Annotated[float, Field(ge=1e-12, le=1e12)] | Literal["auto"],
+        Expected('a number from 1e-12 to 1e12, or "auto"'),
+    ] = Field(description="Bound on one unit's gradient; auto: by a rule that sees no data.")
+    sampling_rate: Annotated[float, Field(ge=1e-6, le=1), Expected("a number from 1e-6 to 1")] = Field(
         description="Chance of each unit to take part in a step; 1.0 uses all, without amplification."
     )
     unit: Annotated[Literal["record", "patient"], Expected('"record" or "patient"')] = Field(

@@ -65,7 +65,8 @@ def told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"could not write {path}: {error.strerror}; free some space or choose a writable folder, then run again"
+            f"could not write {path}: {error.strerror}; free some space or choose a writable folder, then run "
+            "again, or resume what had begun"
         ) from error
 
 

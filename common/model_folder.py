@@ -82,7 +82,7 @@ def load_model(folder: Path) -> Model:
     """Read a model folder, and the backbone it stands on.
 
     Raises:
-        ConfigError: the folder holds no whole model, or the backbone is not at hand.
+        ConfigError: the folder holds no whole model, its head no finite numbers, or the backbone is not at hand.
         BackboneMismatchError: the backbone at hand is another one than the head was trained on.
     """
     facts = _read_facts(folder)
@@ -94,10 +94,22 @@ def load_model(folder: Path) -> Model:
             f"installed here has {backbone.digest}; install the fedgraft release that trained the model"
         )
     try:
-        head = trained_head(spec, safetensors.torch.load_file(folder / HEAD))
+        arrays = safetensors.torch.load_file(folder / HEAD)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"the head {folder / HEAD} cannot be read ({error}); copy the model folder again") from error
+    head = trained_head(spec, arrays)
+    _check_values(folder / HEAD, arrays, head)
     return Model(facts, FeaturePass(backbone, spec.cut, spec.precision), head.eval(), backbone.preprocessing)
+
+
+def _check_values(path: Path, arrays: dict[str, Tensor], head: nn.Module) -> None:
+    expected = {name: value.dtype for name, value in head.named_parameters()}
+    for name, value in arrays.items():
+        if value.dtype != expected[name] or not torch.isfinite(value).all():
+            raise ConfigError(
+                f"expected finite numbers of type {expected[name]} as {name} in {path}, got others; copy the model "
+                "folder again, or train the model anew"
+            )
 
 
 def _read_facts(folder: Path) -> ModelFacts:

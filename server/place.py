@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from common import durable, places
 from common.errors import ConfigError
 from common.ports import joined
 from common.supervisor import without_proxy
+from common.toml_text import parse_toml
 from server.certificates import Certificates, alternative_name, certificates_in, make_certificates, next_ca_in
 
 SERVER_TOML, JOIN_FILE, NODES = "server.toml", "federation.join", "nodes.json"
@@ -193,10 +193,10 @@ def open_place(folder: Path) -> Place:
     """
     path = folder / SERVER_TOML
     try:
-        return Place(folder.resolve(), ServerConfig.model_validate(tomllib.loads(path.read_text())))
+        return Place(folder.resolve(), ServerConfig.model_validate(parse_toml(path.read_text(), path)))
     except FileNotFoundError:
         raise ConfigError(f"expected a coordinator in {folder}, found none; run `fedgraft server init` first") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"expected TOML in {path}: {error}; correct it") from None
     except ValidationError as error:
         wrong: dict[str, Any] = dict(error.errors()[0])

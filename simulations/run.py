@@ -95,9 +95,12 @@ def check_free(folder: Path) -> None:
         ConfigError: there is something else in it already, or it is no place for a folder.
     """
     try:
-        taken = folder.exists() and (not folder.is_dir() or not all(map(_is_beginning, folder.iterdir())))
+        is_file = folder.exists() and not folder.is_dir()
+        taken = folder.is_dir() and not all(map(_is_beginning, folder.iterdir()))
     except OSError as error:
         raise ConfigError(f"the run folder {folder} cannot be made ({error.strerror}); choose another --out") from error
+    if is_file:
+        raise ConfigError(f"expected a folder for the run, {folder} is a file; choose another --out")
     if taken:
         raise ConfigError(
             f"expected a new or empty folder for the run, {folder} is taken; choose another --out, or continue the run "

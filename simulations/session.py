@@ -46,9 +46,10 @@ def start(config: RunConfig, folder: Path, seeds: int, engine: str, report: Repo
     with run.alone_in(folder):
         run.check_free(folder)  # again: another process may have been quicker
         run.open_folder(folder, config, [] if len(configs) == 1 else _seeds_of(configs))
-        if len(configs) == 1:
-            return _simulate(config, ready[0], folder, engine, report)
-        return _all_seeds(configs, folder, engine, report)
+        with _telling_how_to_go_on(folder):
+            if len(configs) == 1:
+                return _simulate(config, ready[0], folder, engine, report)
+            return _all_seeds(configs, folder, engine, report)
 
 
 def resume(config: Path | None, folder: Path, changes: list[str], engine: str, report: Report = write_report) -> Result:
@@ -70,11 +71,20 @@ def resume(config: Path | None, folder: Path, changes: list[str], engine: str, r
             "expected no --set or --baselines with --resume: a run goes on as it was started; leave them out"
         )
     own = run.reopen_folder(folder, None if config is None else load_config(config, changes))
-    with run.alone_in(folder):
+    with run.alone_in(folder), _telling_how_to_go_on(folder):
         if (folder / run.SEEDS).exists():
             count = len(json.loads((folder / run.SEEDS).read_text())["seeds"])
             return _all_seeds(_with_seeds(own, count), folder, engine, report)
         return _simulate(own, _preflight(own), folder, engine, report)
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Have Ctrl-C end in how to continue the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; continue with `fedgraft simulate --resume {folder}`") from None
 
 
 def _all_seeds(configs: list[RunConfig], folder: Path, engine: str, report: Report) -> Result:

@@ -144,6 +144,7 @@ def test_an_interrupt_is_a_sentence(failing, capsys, interrupt, said):
     [
         (["simulat"], "error: there is no command simulat; did you mean simulate?; see fedgraft --help"),
         (["zzz"], "error: there is no command zzz; the commands are simulate, "),
+        (["data", "chek"], "error: No such command 'chek'. Did you mean 'check'?; see fedgraft data --help\n"),
         (["--jso"], "error: No such option '--jso'"),
         (["data", "check"], "error: Missing argument 'SOURCE'; see fedgraft data check --help\n"),
         (["data"], "Usage: fedgraft data "),

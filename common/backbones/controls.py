@@ -9,7 +9,7 @@ from torch import nn
 
 from common.backbones.backbone import Backbone, backbone_digest
 from common.backbones.preprocessing import ImagePreprocessing
-from common.backbones.registry import load_backbone, untrained_twin
+from common.backbones.registry import backbone_names, load_backbone, untrained_twin
 from common.errors import ConfigError
 
 FAMILIES = {
@@ -53,6 +53,12 @@ def load_reference(reference: str) -> Backbone:
         return _untrained(twin["original"], int(twin["seed"]))
     if pixels := _PIXELS.fullmatch(reference):
         return raw_pixels(int(pixels["size"]))
+    original, _, weights = reference.partition("@")
+    if weights and (original in backbone_names() or _PIXELS.fullmatch(original)):
+        raise ConfigError(
+            f'model.weights of {original} must be "random-" and a seed, as in "random-0", or not given, got '
+            f"{weights!r}; correct or leave it out"
+        )
     return load_backbone(reference)
 
 
@@ -72,9 +78,7 @@ def raw_pixels(size: int) -> Backbone:
         ConfigError: the size is not within 1 to 256.
     """
     if not 1 <= size <= MAX_PIXELS:
-        raise ConfigError(
-            f"expected a size of 1 to {MAX_PIXELS} pixels for raw pixels, got {size}; choose a smaller one"
-        )
+        raise ConfigError(f"expected a size of 1 to {MAX_PIXELS} pixels for raw pixels, got {size}; choose another")
     preprocessing = ImagePreprocessing(size=size, channels=1)
     digest = backbone_digest({"family": "pixels"}, preprocessing.describe(), {})
     stages: dict[str, nn.Module] = {"pixels": nn.Flatten()}

@@ -79,9 +79,9 @@ class PrivacyTerms:
         _require_between("noise_multiplier", self.noise_multiplier, *NOISE_RANGE)
         _require_between("clipping_norm", self.clipping_norm, 1e-12, 1e12)
         _require_between("delta", self.delta, 1e-12, 0.5)
-        _require_between("rounds", self.rounds, 1, MAX_STEPS)
+        _require_between("federation.rounds", self.rounds, 1, MAX_STEPS)
         _require_between("steps_per_round", self.steps_per_round, 1, MAX_STEPS)
-        _require_between("rounds x steps_per_round", self.steps, 1, MAX_STEPS)
+        _require_between("federation.rounds x training.local_steps", self.steps, 1, MAX_STEPS)
         self._check_sums()
 
     def _check_sums(self) -> None:
@@ -90,7 +90,7 @@ class PrivacyTerms:
                 _require_between(name, getattr(self, name), 0, 0)
             return
         _require_between("steps_per_round", self.steps_per_round, 1, 1)
-        _require_between("nodes", self.nodes, LEAST_NODES, MOST_NODES)
+        _require_between("federation.nodes", self.nodes, LEAST_NODES, MOST_NODES)
         _require_between("dropouts", self.dropouts, 0, self.nodes)
         _require_between("colluders", self.colluders, 0, self.nodes)
         _require_between("largest_node", self.largest_node, 1, LARGEST_NODE)
@@ -238,7 +238,8 @@ def _require_choice(name: str, value: str, *allowed: str) -> None:
 
 def _require_between(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
-        raise PrivacyError(f"privacy.{name} must be between {low:g} and {high:g}, got {value!r}; choose another value")
+        key = name if "." in name else f"privacy.{name}"
+        raise PrivacyError(f"{key} must be between {low:g} and {high:g}, got {value!r}; choose another value")
 
 
 def _require_keys(values: Mapping[str, Any], expected: set[str], what: str) -> None:

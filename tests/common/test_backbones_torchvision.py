@@ -392,6 +392,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, change: Any, senten
         ("a.h5", b"x", "ends in .safetensors, .pth"),
         ("a.safetensors", b"x", "cannot be read .*; copy the file again"),
         ("a.pth", b"x", "cannot be read|more than tensors"),
+        ("a.pth", b"junk", "cannot be read .*; copy the file again"),
         ("a.pth", b"", "cannot be read|more than tensors"),
         ("gone.pth", None, "found none; correct the path"),
     ],

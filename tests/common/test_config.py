@@ -97,9 +97,9 @@ configs = st.fixed_dictionaries(
         "privacy": st.fixed_dictionaries(
             {
                 "epsilon": positives,
-                "delta": fractions,
-                "clipping_norm": positives | st.just("auto"),
-                "sampling_rate": st.floats(0, 1, exclude_min=True),
+                "delta": st.floats(1e-12, 0.5),
+                "clipping_norm": st.floats(1e-12, 1e12) | st.just("auto"),
+                "sampling_rate": st.floats(1e-6, 1),
                 "unit": st.sampled_from(["record", "patient"]),
                 "trust": st.just("local"),
             },
@@ -199,10 +199,13 @@ def test_one_mistake_is_one_line(write):
         ("privacy.epsilon=nan", "privacy.epsilon: expected a number above 0, came nan"),
         ("privacy.epsilon=inf", "privacy.epsilon: expected a number above 0, came inf"),
         ("privacy.epsilon=", "privacy.epsilon: expected a number above 0, but it is missing"),
-        ("privacy.delta=1", "privacy.delta: expected a number above 0 and below 1, came 1"),
-        ("privacy.sampling_rate=1.5", "privacy.sampling_rate: expected a number above 0 and at most 1, came 1.5"),
-        ("privacy.clipping_norm=0", 'privacy.clipping_norm: expected a number above 0, or "auto", came 0'),
-        ("privacy.clipping_norm=Auto", 'privacy.clipping_norm: expected a number above 0, or "auto", came "Auto"'),
+        ("privacy.delta=1", "privacy.delta: expected a number from 1e-12 to 0.5, came 1"),
+        ("privacy.sampling_rate=1.5", "privacy.sampling_rate: expected a number from 1e-6 to 1, came 1.5"),
+        ("privacy.clipping_norm=0", 'privacy.clipping_norm: expected a number from 1e-12 to 1e12, or "auto", came 0'),
+        (
+            "privacy.clipping_norm=Auto",
+            'privacy.clipping_norm: expected a number from 1e-12 to 1e12, or "auto", came "Auto"',
+        ),
         ("privacy.colluders=1", 'privacy.colluders: expected only beside trust "secagg", came beside trust "local"'),
         ("privacy.trust=secag", 'privacy.trust: expected "local" or "secagg", came "secag"'),
         ("model.train=biases", 'expected only beside head "upper", came beside head "linear"'),
@@ -213,7 +216,7 @@ def test_one_mistake_is_one_line(write):
             'a strategy that uses it (fedavgm, fedadam, fedyogi), came strategy "fedavg"',
         ),
         ("federation.cohort=11", "federation.cohort: expected at most federation.nodes = 10, came 11"),
-        ("federation.seed=-1", "federation.seed: expected a whole number of at least 0, came -1"),
+        ("federation.seed=-1", "federation.seed: expected a whole number from 0 to 9223372036854775807, came -1"),
         (f"privacy.epsilon=1{'0' * 400}", "privacy.epsilon: expected a number above 0, came 1000"),
         ("data=3", "--set data=3: expected section.key=value"),
         ("data.keys=3", "data.keys: expected a table from roles (images, labels"),
@@ -256,6 +259,15 @@ def test_broken_toml_is_reported_with_its_line(write):
 def test_a_missing_file_is_reported(tmp_path):
     assert "there is none" in complaint(tmp_path / "absent.toml")
     assert "Is a directory" in complaint(tmp_path)
+
+
+def test_brackets_without_end_are_reported(tmp_path):
+    (tmp_path / "run.toml").write_text("a = " + "[" * 100_000)
+    assert "nest too deeply" in complaint(tmp_path / "run.toml")
+    (tmp_path / "run.toml").write_text("")
+    assert "federation.strategy: expected one of" in complaint(
+        tmp_path / "run.toml", "federation.strategy=" + "[" * 100_000
+    )
 
 
 def test_bytes_that_are_no_text_are_reported(tmp_path):

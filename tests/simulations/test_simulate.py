@@ -9,12 +9,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import fedgraft
 from common import durable
@@ -25,7 +27,7 @@ from common.features import default_cache
 from common.privacy.accountant import Event, epsilon_rdp
 from common.privacy.entries import read_entries
 from common.privacy.statement import statement_of
-from simulations import run
+from simulations import run, session
 from simulations.engine import run_in_process
 from simulations.result import Result, mean_result
 from tests.federations import digest_of, small_config
@@ -270,7 +272,7 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "unknown cut": ({"model": {"backbone": "pixels/8", "cut": "pixel"}}, "did you mean 'pixels'"),
     "missing file": ({"data": {"source": "/nowhere/images.npz"}}, "nowhere"),
     "patients that nobody names": ({"privacy": {"unit": "patient"}}, "needs data that name patients"),
-    "sums over two nodes": ({"privacy": {"trust": "secagg"}, "federation": {"nodes": 2}}, "privacy.nodes"),
+    "sums over two nodes": ({"privacy": {"trust": "secagg"}, "federation": {"nodes": 2}}, "federation.nodes"),
     "empty nodes": ({"federation": {"nodes": 200}, "data": {"partition": "dirichlet", "alpha": 0.01}}, "node"),
     "more nodes than records": ({"federation": {"nodes": 5000}}, "5000"),
     "baseline of an unknown backbone": (
@@ -297,7 +299,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ("privacy.epsilon='three'", "privacy.epsilon"),
         ("privacy.epsilon=0", "privacy.epsilon"),
         ("privacy.epsilon=-1", "privacy.epsilon"),
-        ("privacy.sampling_rate=1.5", "privacy.sampling_rate"),
+        ("privacy.sampling_rate=1.5", "privacy.sampling_rate: expected a number from 1e-6 to 1"),
+        ("privacy.sampling_rate=1e-300", "privacy.sampling_rate"),
+        ("privacy.delta=0.6", "privacy.delta: expected a number from 1e-12 to 0.5"),
+        ("privacy.clipping_norm=1e13", "privacy.clipping_norm: expected a number from 1e-12 to 1e12"),
+        ("federation.seed=9223372036854775808", "from 0 to 9223372036854775807"),
+        ("model.weights=random-x", "model.weights of pixels/8"),
+        ("model.backbone=pixels/0", "got 0; choose another"),
+        ("data.validation_fraction=0.9999", "lower data.validation_fraction"),
         ("privacy.clipping_norm=0", "privacy.clipping_norm"),
         ("federation.cohort=9", "cohort"),
     ],
@@ -306,6 +315,17 @@ def test_a_bad_key_is_named(override: str, expected: str, tmp_path: Path, capsys
     arguments = ["simulate", str(written(tmp_path)), "--out", str(tmp_path / "run"), "--set", override]
     assert expected in refused(arguments, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    def interrupt(folder: Path) -> Path:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match=f"fedgraft simulate --resume {folder}"):
+        session.start(small_config(), folder, 1, "inprocess", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=f"fedgraft simulate --resume {folder}"):
+        session.resume(None, folder, [], "inprocess", interrupt)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -494,6 +514,20 @@ def test_a_model_on_another_backbone_is_refused(
     digit = digit_files(tmp_path / "images", 1)[0]
     assert "digest" in refused(["predict", str(tmp_path / "model"), str(digit)], capsys)
     assert "model folder" in refused(["predict", str(tmp_path), str(digit)], capsys)
+
+
+@pytest.mark.parametrize("changed", [lambda value: value * np.nan, lambda value: value.astype(np.int64)])
+def test_a_head_of_other_values_is_refused(
+    changed: Callable[[Any], Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "model", tmp_path / "model")
+    path = tmp_path / "model" / "head.safetensors"
+    save_file({name: changed(value) for name, value in load_file(path).items()}, path)
+    digit = digit_files(tmp_path / "images", 1)[0]
+    for flag in ([], ["--json"]):
+        assert "expected finite numbers of type torch.float32 as bias" in refused(
+            ["predict", str(tmp_path / "model"), str(digit), *flag], capsys
+        )
 
 
 def test_disk_full_while_checkpointing_keeps_the_checkpoint_before(tmp_path: Path) -> None:
