@@ -42,6 +42,8 @@ def list_backbones(as_json: _Json = False) -> None:
         "hf/FOLDER or hf/HUB-ID": "a model of the transformers library; :<n> sets the tokens or seconds of a record",
         "vectors/FILE": "static word vectors, such as GloVe or word2vec",
         "module/MODULE:FACTORY": "your own network in PyTorch",
+        "tabular/identity or tabular/FILE": "rows of a table, its columns scaled by no constants or by yours",
+        "spectrogram/BACKBONE": "sounds, by a backbone for images that looks at their spectrograms",
         "package/FOLDER": "what `fedgraft backbones pack` made",
         "pixels/SIZE": "the image itself, for comparison",
     }
@@ -52,7 +54,7 @@ def list_backbones(as_json: _Json = False) -> None:
     for name in (*backbone_names(), *names):
         typer.echo(name)
     for name, meaning in families.items():
-        typer.echo(f"{name:<24}{meaning}")
+        typer.echo(f"{name:<34}{meaning}")
 
 
 @backbones.command("show", epilog="Example: fedgraft backbones show embedded/glyph")

@@ -54,8 +54,13 @@ def bare(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
-def check_free(address: str, port: int) -> None:
+def check_free(address: str, port: int, otherwise: str = "choose another port") -> None:
     """Make sure that nobody listens on a port.
+
+    Args:
+        address: of this machine.
+        port: on it.
+        otherwise: what to do where whoever listens there cannot be stopped, for the error.
 
     Raises:
         ConfigError: somebody does, or this machine does not have that address.
@@ -68,6 +73,6 @@ def check_free(address: str, port: int) -> None:
             one.bind((address, port))
     except OSError as error:
         raise ConfigError(
-            f"expected to listen on {address}, port {port}, cannot ({error.strerror}); stop what is there, or choose "
-            "another port"
+            f"expected to listen on {address}, port {port}, cannot ({error.strerror}); stop what is there, or "
+            f"{otherwise}"
         ) from error

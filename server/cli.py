@@ -89,11 +89,12 @@ def start(
     from common.runtime_secret import make_secret
     from common.supervisor import supervise
     from server.new_ca import certificates_of
+    from server.place import SERVER_TOML
     from server.programs import programs
 
     place = _place(home)
     for address, port in ((place.config.bind, place.config.port), ("127.0.0.1", place.config.control_port)):
-        check_free(address, port)
+        check_free(address, port, f"set another in {place.folder / SERVER_TOML}, then `fedgraft server init --renew`")
     place.approve(app_digest())
     make_secret(place.folder)
     for one in certificates_of(place):

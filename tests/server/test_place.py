@@ -167,6 +167,18 @@ def test_damaged_files_are_named(place: Place, capsys: pytest.CaptureFixture[str
         (place.folder / name).write_text(text)
 
 
+def test_a_port_that_is_taken_is_said_with_where_it_is_chosen(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (place.folder / SERVER_TOML).read_text()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        (place.folder / SERVER_TOML).write_text(f'names = ["x"]\nbind = "127.0.0.1"\nport = {port}\n')
+        status, told = said(capsys, "start", "--home", str(place.folder))
+    (place.folder / SERVER_TOML).write_text(before)
+    assert status == 2
+    assert f"expected to listen on 127.0.0.1, port {port}, cannot" in told
+    assert f"set another in {place.folder / SERVER_TOML}, then `fedgraft server init --renew`" in told
+
+
 def test_status_without_a_server_tells_of_the_runs(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert fedgraft.main(["server", "status", "--json", "--home", str(place.folder)]) == 0
     told = json.loads(capsys.readouterr().out)

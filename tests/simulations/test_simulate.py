@@ -453,11 +453,12 @@ def test_a_run_of_several_seeds_is_one_from_its_first_moment(tmp_path: Path) -> 
     assert result_of(tmp_path / "run")["seeds"] == [7, 8]
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "file/run"])
+@pytest.mark.parametrize("name", ["x" * 300, "file/run", "file"])
 def test_an_impossible_folder_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     line = refused(["simulate", str(written(tmp_path)), "--out", str(tmp_path / name)], capsys)
     assert "choose another --out" in line
+    assert "--resume" not in line
 
 
 def test_seeds_beyond_the_largest_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
