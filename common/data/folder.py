@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from common.data.decoding import Unreadable
+from common.data.fields import SPLIT_NAMES
 from common.data.labels import index_labels
 from common.data.local import Column, LocalData
 from common.data.media import is_media, read_media
 from common.errors import ConfigError
-
-SPLIT_FOLDERS = {"train": "train", "val": "train", "test": "test"}
 
 _LAYOUTS = "class/name.png or site/class/name.png, optionally below train/, val/ and test/"
 _OTHERS = (".flac", ".gif", ".heic", ".jp2", ".m4a", ".mp3", ".nii", ".npy", ".ogg", ".opus", ".svg", ".webp")
@@ -23,8 +22,8 @@ _FORMATS = "PNG, JPEG, BMP, TIFF or DICOM images or WAV sounds"
 def load_folder(folder: Path, unreadable: list[Unreadable] | None = None) -> LocalData:
     """Read ``class/name.png`` or ``site/class/name.png``, optionally below ``train/``, ``val/`` and ``test/``.
 
-    The depth tells which: it must be the same for all files. Hidden files and files that are neither images nor sounds
-    are left out.
+    The depth tells which: it must be the same for all files. A split's folder has any of the names in ``SPLIT_NAMES``,
+    in capitals or not. Hidden files and files that are neither images nor sounds are left out.
     Links are refused, inside the folder too, where one would make two records of one image.
 
     Args:
@@ -102,18 +101,18 @@ def _columns(levels: Column) -> tuple[Column | None, Column | None, Column]:
     """Split, site and class of each image, from its folders, shape (N, depth)."""
     depth = levels.shape[1]
     tops = {str(name).lower() for name in np.unique(levels[:, 0])}
-    if depth == 1 or not tops & SPLIT_FOLDERS.keys():
+    if depth == 1 or not tops & SPLIT_NAMES.keys():
         if depth == 3:
             raise ConfigError(f"images three folders deep must lie below train/, val/ or test/, got {_some(tops)}/")
         return None, levels[:, 0] if depth == 2 else None, levels[:, -1]
-    if not tops <= SPLIT_FOLDERS.keys():
+    if not tops <= SPLIT_NAMES.keys():
         raise ConfigError(f"beside train/, val/ and test/ no other folder is expected, got {_some(tops)}; rename it")
-    split = np.array([SPLIT_FOLDERS[name.lower()] for name in levels[:, 0]])
-    return split if "test" in tops else None, levels[:, 1] if depth == 3 else None, levels[:, -1]
+    split = np.array([SPLIT_NAMES[name.lower()] for name in levels[:, 0]])
+    return split if (split == "test").any() else None, levels[:, 1] if depth == 3 else None, levels[:, -1]
 
 
 def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names - SPLIT_FOLDERS.keys())[:3])
+    return ", ".join(sorted(names - SPLIT_NAMES.keys())[:3])
 
 
 def _refuse_empty_classes(empty: list[Path], classes: tuple[str, ...]) -> None:

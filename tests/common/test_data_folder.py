@@ -60,6 +60,19 @@ def test_train_and_test_folders_are_a_split(tmp_path: Path, site: str) -> None:
     assert data.classes == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [("Training", "Validation", "Testing"), ("TRAIN", "valid", "TEST"), ("training", "dev", "Test")],
+)
+def test_splits_are_known_by_all_names_that_tables_know(tmp_path: Path, train: str, validation: str, test: str) -> None:
+    data = folder(tmp_path, *(f"{split}/{name}/1.png" for split in (train, validation, test) for name in "ab"))
+    assert data.site is None
+    assert data.split is not None
+    assert data.file is not None
+    tops = [name.partition("/")[0] for name in data.file.tolist()]
+    assert [{train: "train", validation: "train", test: "test"}[top] for top in tops] == data.split.tolist()
+
+
 def test_a_training_folder_alone_is_not_divided_yet(tmp_path: Path) -> None:
     assert folder(tmp_path, "train/a/1.png", "train/b/1.png").split is None
 
@@ -112,8 +125,8 @@ class TestRefused:
 
     def test_a_split_beside_others(self, tmp_path: Path) -> None:
         put(tmp_path / "train" / "a" / "1.png")
-        put(tmp_path / "dev" / "a" / "1.png")
-        assert "no other folder is expected, got dev" in refusal(tmp_path)
+        put(tmp_path / "spare" / "a" / "1.png")
+        assert "no other folder is expected, got spare" in refusal(tmp_path)
 
     @pytest.mark.parametrize("inside", [True, False])
     def test_links(self, tmp_path: Path, inside: bool) -> None:
