@@ -1,12 +1,12 @@
-"""Files that survive a crash: written beside their place, synced, then renamed into it."""
+"""Files that survive a crash: replaced whole, or grown by whole lines."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,6 +74,40 @@ def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Replace ``path`` by ``value`` as indented JSON; NaN and infinity are refused."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
     write_bytes(path, (text + "\n").encode(), mode=mode)
+
+
+def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) -> None:
+    """Add an object as a line of JSON; what a crash or a full disk cut short before it spoils no other line.
+
+    Args:
+        path: the file, made where there is none.
+        value: JSON values; NaN and infinity are refused.
+        synced: survive a power cut; False, for simulations, survives a killed process.
+
+    Raises:
+        ConfigError: the disk is full or the folder cannot be written.
+    """
+    line = json.dumps(value, allow_nan=False) + "\n"
+    with told(path), path.open("a+b") as file:
+        size = file.tell()
+        if size:
+            file.seek(-1, os.SEEK_END)
+        torn = size > 0 and file.read(1) != b"\n"
+        file.write(("\n" * torn + line).encode())
+        file.flush()
+        if synced:
+            os.fsync(file.fileno())
+            if not size:
+                sync_folder(path.parent)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that ``append_line`` grew, without those cut short; none where there is no file."""
+    lines = []
+    for text in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,16 +63,7 @@ class RunStore:
         Raises:
             ConfigError: the disk is full.
         """
-        try:
-            with (self.folder / ASKED).open("a+b") as file:
-                file.seek(0)
-                torn = not (b"\n" + file.read()).endswith(b"\n")  # by a crash or a full disk
-                line = json.dumps({"round": round_, "nodes": list(names)})
-                file.write(("\n" * torn + line + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ConfigError(f"could not write {self.folder / ASKED}: {error.strerror}; free some space") from error
+        durable.append_line(self.folder / ASKED, {"round": round_, "nodes": list(names)})
 
     def asked(self) -> dict[str, set[int]]:
         """Node name to the rounds that it was ever asked for.
@@ -82,7 +71,7 @@ class RunStore:
         A line that was cut short was written for a round that nobody was asked for yet; those after it count.
         """
         found: dict[str, set[int]] = {}
-        for line in _all_whole_lines(self.folder / ASKED):
+        for line in durable.read_lines(self.folder / ASKED):
             for name in line["nodes"]:
                 found.setdefault(name, set()).add(line["round"])
         return found
@@ -106,7 +95,8 @@ class RunStore:
         blob = safetensors.numpy.save(tensors, metadata={"fedgraft": json.dumps(facts)})
         file = self._checkpoints / f"round-{checkpoint.round:06d}.safetensors"
         durable.write_bytes(file, blob, synced=self.durable)
-        _append(self.log, checkpoint.line, self.durable)
+        if checkpoint.line:
+            durable.append_line(self.log, checkpoint.line, synced=self.durable)
         for old in self._saved()[:-KEEP]:
             old.unlink(missing_ok=True)
 
@@ -120,7 +110,7 @@ class RunStore:
         if not saved:
             return None
         checkpoint = self._read(saved[-1])
-        lines = [line for line in read_lines(self.log) if line["round"] < checkpoint.round]
+        lines = [line for line in durable.read_lines(self.log) if line["round"] < checkpoint.round]
         if checkpoint.line:
             lines.append(checkpoint.line)
         durable.write_bytes(self.log, "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -156,37 +146,3 @@ class RunStore:
             participation=facts["participation"],
             line=facts["line"],
         )
-
-
-def read_lines(log: Path) -> list[Line]:
-    """The whole lines of a round log; one that a crash cut short is left out."""
-    if not log.exists():
-        return []
-    lines = []
-    for text in log.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-def _all_whole_lines(log: Path) -> list[Line]:
-    lines = []
-    for text in log.read_text().splitlines() if log.exists() else []:
-        with suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
-
-
-def _append(log: Path, line: Line, synced: bool) -> None:
-    if not line:
-        return
-    try:
-        with log.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-            file.flush()
-            if synced:
-                os.fsync(file.fileno())
-    except OSError as error:
-        raise ConfigError(f"could not write {log}: {error.strerror}; free some space, then resume the run") from error

@@ -211,8 +211,8 @@ def halt(name: Annotated[str, typer.Argument(help="Of the run.")], home: Home = 
 @server.command("status", epilog="Example: fedgraft server status")
 def status(home: Home = None, as_json: AsJson = False) -> None:
     """Say whether the server runs, how long its certificates last, and how far its runs have come."""
+    from common.durable import read_lines
     from common.supervisor import supervisor_of
-    from server.checkpoints import read_lines
     from server.new_ca import certificates_of
     from server.outcome import RESULT, ROUNDS
     from server.run_folder import FAILURE

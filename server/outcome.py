@@ -11,6 +11,7 @@ from typing import Any
 from common import durable
 from common.config import BASELINES, RunConfig
 from common.data.federation import Federation
+from common.durable import read_lines
 from common.features import cached_backbone
 from common.messages import Reason
 from common.model import classifier_width
@@ -18,7 +19,7 @@ from common.model_folder import ModelFacts, save_model
 from common.privacy.accountant import epsilon_after
 from common.privacy.hospitals import across_hospitals, card_sentence
 from common.privacy.sums import against_whom, both_figures
-from server.checkpoints import Checkpoint, RunStore, read_lines
+from server.checkpoints import Checkpoint, RunStore
 from server.coordinator import Proposal
 from server.sent_bytes import bytes_sent
 

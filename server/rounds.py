@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from common import wire
+from common.durable import read_lines
 from common.errors import PrivacyError, ProtocolError
 from common.messages import Offer, Reason
 from common.privacy.accountant import epsilon_by_round
@@ -20,7 +21,7 @@ from common.privacy.plan import NOISE_RANGE
 from common.solved_heads import SOLVED_HEADS
 from common.tasks import Scores
 from server.aggregation import aggregate, restore_strategy, strategy_state
-from server.checkpoints import Checkpoint, Line, RunStore, read_lines
+from server.checkpoints import Checkpoint, Line, RunStore
 from server.defaults import default_learning_rate
 from server.link import Answers, CohortView, Link, Member, unanswered
 from server.solving import noise_in_mean, solved

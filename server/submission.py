@@ -17,9 +17,10 @@ from common import durable, errors
 from common.bundle import app_digest, assemble
 from common.config import RunConfig, dump_toml, load_config, to_flat
 from common.data import load_source
+from common.durable import read_lines
 from common.errors import ConfigError, FederationError
 from common.supervisor import supervisor_of
-from server.checkpoints import Line, read_lines
+from server.checkpoints import Line
 from server.control import run_status, stop_run, submit
 from server.outcome import RESULT, ROUNDS
 from server.peers import check_sums, keep_peers

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from common import durable
 from common.config import RunConfig, config_digest, dump_toml, load_config, to_flat
+from common.durable import read_lines
 from common.errors import ConfigError, ProtocolError
 from common.locks import lock
 from common.model_folder import ModelFacts, save_model
-from server.checkpoints import Line, RunStore, read_lines
+from server.checkpoints import Line, RunStore
 from server.run_folder import FAILURE, check_unchanged, run_identity
 from simulations.baselines import World, run_baselines
 from simulations.engine import run_in_process

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.config import RunConfig, load_config
+from common.durable import read_lines
 from common.features import default_cache
-from server.checkpoints import read_lines
 from simulations import preflight
 from simulations.engine import run_in_process
 

@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from server.checkpoints import read_lines
+from common.durable import read_lines
 from simulations import preflight
 from simulations.benchmarks.round_costs import many_nodes
 from simulations.engine import run_in_process

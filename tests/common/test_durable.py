@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common.durable import write_bytes, write_json
+from common.durable import append_line, read_lines, write_bytes, write_json
 from common.errors import ConfigError
 from tests.processes import wait_until
 
@@ -83,4 +83,31 @@ def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
 def test_not_a_number_never_reaches_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(tmp_path / "file", {"accuracy": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("torn", [b'{"a": 2', b'{"a": "\xc3', b"\0\0\0"])
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"a": 1})
+    path.write_bytes(path.read_bytes() + torn)
+    append_line(path, {"a": 3})
+    append_line(path, {"a": 4}, synced=False)
+    assert read_lines(path) == [{"a": 1}, {"a": 3}, {"a": 4}]
+
+
+def test_a_line_that_lost_its_end_alone_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}')
+    append_line(path, {"a": 2})
+    assert read_lines(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
+    assert read_lines(tmp_path / "absent") == []
+
+
+def test_not_a_number_never_reaches_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        append_line(tmp_path / "lines.jsonl", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []

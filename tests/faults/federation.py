@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 
 from client.node_config import NODE_TOML
+from common.durable import read_lines
 from common.supervisor import supervisor_of
-from server.checkpoints import read_lines
 from tests.deployment.hospitals import BACKBONE, Hospitals, write_digits
 from tests.faults.relay import Relay
 from tests.faults.steps import ARMED, arm, armed, copy_sources, held, release

@@ -16,10 +16,11 @@ from client.own_node import open_own_node, spent_so_far
 from client.training import private_update
 from common.config import load_config
 from common.data.federation import held_by_server
+from common.durable import read_lines
 from common.messages import TrainTask
 from common.model import trained_head
 from common.privacy.noise import SeededRandomness
-from server.checkpoints import ASKED, RunStore, read_lines
+from server.checkpoints import ASKED, RunStore
 from server.coordinator import propose
 from server.run_folder import CONFIG, run_identity
 from tests.faults.steps import SEED

@@ -6,8 +6,8 @@ import shutil
 import ssl
 from datetime import UTC, datetime, timedelta
 
+from common.durable import read_lines
 from server.certificates import make_certificates
-from server.checkpoints import read_lines
 from tests.deployment.hospitals import PRIVACY
 from tests.faults.federation import Federation
 from tests.faults.killed import PATIENT_S

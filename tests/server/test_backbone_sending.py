@@ -30,15 +30,16 @@ from common.backbones.package import save
 from common.backbones.package_facts import FACTS
 from common.backbones.parcel import Parcel, parcel_of
 from common.data import load_source
+from common.durable import read_lines
 from common.heads import head_arrays
 from common.messages import Offer, Reason, Refusal
 from common.model import make_head
 from server.aggregation import build_strategy
 from server.backbone_sending import joining, send_backbone
-from server.checkpoints import RunStore, read_lines
+from server.checkpoints import RunStore
 from server.link import Link
 from server.rounds import RoundPlan, run_rounds
-from server.sent_bytes import bytes_sent
+from server.sent_bytes import SENT, bytes_sent, note_sent
 from simulations.engine import FIRST_NODE_ID, InProcessGrid, task_identity
 from tests.client.test_own_node import CONFIG
 from tests.federations import small_config, small_offer, small_terms
@@ -302,6 +303,14 @@ def test_a_node_whose_operator_approved_nothing_is_sent_nothing(
     joining(parcel, tmp_path)(link, plan.offer)
     assert link.refused == {"south": "policy"}
     assert bytes_sent(tmp_path) == 0
+
+
+def test_bytes_that_are_noted_after_a_line_was_cut_short_count(tmp_path: Path) -> None:
+    note_sent(tmp_path, {"north": 100, "south": 0})
+    with (tmp_path / SENT).open("a") as file:
+        file.write('{"north": 20')
+    note_sent(tmp_path, {"north": 700, "south": 300})
+    assert bytes_sent(tmp_path) == 1100
 
 
 def test_a_simulated_node_takes_no_backbone(parcel: Parcel, tmp_path: Path) -> None:

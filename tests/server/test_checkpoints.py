@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.durable import read_lines
 from common.errors import ConfigError
-from server.checkpoints import KEEP, Checkpoint, RunStore, read_lines
+from server.checkpoints import KEEP, Checkpoint, RunStore
 
 
 def checkpoint(round_: int) -> Checkpoint:

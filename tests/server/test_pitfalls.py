@@ -18,6 +18,7 @@ from client.home import open_simulated_ledger
 from client.ledger import Spend, StoredReply
 from common import wire
 from common.config import RunConfig
+from common.durable import read_lines
 from common.heads import arrays_digest
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.entries import read_entries
@@ -25,7 +26,7 @@ from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import Statement, statement_of
 from common.tasks import Scores
 from server.aggregation import build_strategy
-from server.checkpoints import RunStore, read_lines
+from server.checkpoints import RunStore
 from server.coordinator import privacy_terms, propose
 from server.link import Link
 from server.rounds import run_rounds

@@ -18,11 +18,12 @@ from client.home import open_simulated_ledger, simulated_in_process
 from common import wire
 from common.config import RunConfig, to_flat
 from common.data.federation import assemble
+from common.durable import read_lines
 from common.errors import PrivacyError, ProtocolError
 from common.messages import Reason, Refusal
 from common.privacy.accountant import epsilon_by_round
 from server.aggregation import build_strategy
-from server.checkpoints import RunStore, read_lines
+from server.checkpoints import RunStore
 from server.coordinator import propose
 from server.link import Link, Member
 from server.rounds import choose_cohort, run_rounds

@@ -20,13 +20,14 @@ from client.home import open_node, open_simulated_ledger, simulated_in_process
 from client.summing import noised_sum
 from common import wire
 from common.config import RunConfig, to_flat
+from common.durable import read_lines
 from common.errors import ProtocolError
 from common.messages import Reason, SumAnswer, SumTask
 from common.model import trained_head
 from common.privacy.accountant import epsilon_by_round
 from common.privacy.sums import noise_shares
 from common.secagg.messages import Stage
-from server.checkpoints import Checkpoint, RunStore, read_lines
+from server.checkpoints import Checkpoint, RunStore
 from server.coordinator import propose
 from server.rounds import learning_rate
 from server.run_folder import run_identity

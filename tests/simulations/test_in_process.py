@@ -85,7 +85,8 @@ def test_ledgers_stay_open_between_rounds(tmp_path: Path) -> None:
 
 
 def test_a_node_that_no_round_asked_has_no_ledger_and_spent_nothing(tmp_path: Path) -> None:
-    from server.checkpoints import RunStore, read_lines
+    from common.durable import read_lines
+    from server.checkpoints import RunStore
     from server.run_folder import run_identity
     from simulations import preflight
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from server.checkpoints import read_lines
+from common.durable import read_lines
 from simulations.benchmarks.peers.measured import measure
 from simulations.benchmarks.peers.table import OURS, Row
 from simulations.benchmarks.peers.work import Work
