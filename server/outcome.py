@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +10,18 @@ from common import durable
 from common.config import BASELINES, RunConfig
 from common.data.federation import Federation
 from common.durable import read_lines
-from common.features import cached_backbone
 from common.messages import Reason
 from common.model import classifier_width
 from common.model_folder import ModelFacts, save_model
 from common.privacy.accountant import epsilon_after
-from common.privacy.hospitals import across_hospitals, card_sentence
-from common.privacy.sums import against_whom, both_figures
+from common.privacy.hospitals import card_sentence
+from common.privacy.sums import against_whom
 from server.checkpoints import Checkpoint, RunStore
 from server.coordinator import Proposal
+from server.result_facts import backbone_facts, bytes_facts, privacy_facts, versions
 from server.sent_bytes import bytes_sent
 
 RESULT, ROUNDS, MODEL = "result.json", "rounds.jsonl", "model"
-_VERSIONS = ("fedgraft", "flwr", "torch", "opacus", "dp-accounting", "numpy")
 
 
 def conclude(folder: Path, config: RunConfig, federation: Federation, proposal: Proposal, final: Checkpoint) -> None:
@@ -55,31 +52,22 @@ def _result(
     folder: Path, config: RunConfig, federation: Federation, proposal: Proposal, final: Checkpoint
 ) -> dict[str, Any]:
     offer, lines = proposal.plan.offer, read_lines(folder / ROUNDS)
-    scores, backbone = proposal.evaluate(final.head), cached_backbone(offer.model.backbone)
+    scores = proposal.evaluate(final.head)
     loss = scores.loss if math.isfinite(scores.loss) else None
     return {
         "accuracy": {"federated": scores.accuracy, **dict.fromkeys(BASELINES)},
         "metrics": {"loss": loss, **scores.metrics(federation.data.classes)},
         "privacy": _privacy(folder, config, proposal, final),
-        "bytes": {"per_round_per_node": _bytes_a_node(lines), "backbone_once": bytes_sent(folder)},
+        "bytes": bytes_facts(lines, bytes_sent(folder)),
         "timing_s": {"features": None, "rounds": sum(line["seconds"] for line in lines), "total": None},
         "rounds": final.round,
         "rounds_planned": proposal.plan.rounds,
         "nodes": len(final.participation),
         "node_names": sorted(final.participation),
         "seed": None,
-        "versions": {
-            **{name: importlib.metadata.version(name) for name in _VERSIONS},
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "learning_rate": lines[-1]["learning_rate"] if lines else None,
-        "backbone": {
-            "name": backbone.name,
-            "digest": backbone.digest,
-            "cut": offer.model.cut,
-            "licence": backbone.licence,
-            "trained_on": backbone.trained_on,
-        },
+        "backbone": backbone_facts(offer.model),
         "head": offer.model.head,
         "engine": "deployed",
         "data": {"classes": list(federation.data.classes), "task": offer.model.task, "test": len(federation.test)},
@@ -104,28 +92,15 @@ def _privacy(folder: Path, config: RunConfig, proposal: Proposal, final: Checkpo
     paid = {name: len(rounds) for name, rounds in _paid(folder, proposal).items()}
     if terms.trust == "secagg":  # a round that was begun again was paid for again
         paid = {name: max(final.participation.get(name, 0), rounds) for name, rounds in paid.items()}
-    return {
-        "unit": terms.unit,
-        "delta": terms.delta,
-        "epsilon_per_node": {name: epsilon_after(terms, rounds) for name, rounds in sorted(paid.items())},
-        "epsilon_budget": config.privacy.epsilon,
-        "noise_multiplier": terms.noise_multiplier,
-        "sampling_rate": terms.sampling_rate,
-        "steps": terms.steps,
-        "clipping_norm": terms.clipping_norm,
-        "accountant": "PLD, this run alone",
-        "trust": terms.trust,
-        "relation": terms.relation,
-        "noise_source": "system",
-        "epsilon_is_guarantee": True,
-        **(both_figures(terms, paid) if terms.trust == "secagg" else {}),
-        **across_hospitals(terms, paid.values()),
-    }
-
-
-def _bytes_a_node(lines: list[dict[str, Any]]) -> float | None:
-    rounds = [(line["bytes_down"] + line["bytes_up"]) / max(1, line["nodes"]) for line in lines]
-    return sum(rounds) / len(rounds) if rounds else None
+    return privacy_facts(
+        terms,
+        {name: epsilon_after(terms, rounds) for name, rounds in sorted(paid.items())},
+        paid,
+        budget=config.privacy.epsilon,
+        accountant="PLD, this run alone",
+        noise_source="system",
+        guarantee=True,
+    )
 
 
 def _card(result: dict[str, Any]) -> str:

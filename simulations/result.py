@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,17 @@ from client.home import open_simulated_ledger, untouched_ledger
 from common.config import BASELINES, RunConfig
 from common.data.federation import Federation
 from common.errors import PrivacyError
-from common.features import cached_backbone
 from common.privacy.accountant import epsilon_after
-from common.privacy.hospitals import across_hospitals
 from common.privacy.plan import PrivacyTerms
 from common.privacy.statement import Statement
-from common.privacy.sums import both_figures
 from common.tasks import Scores
 from server.checkpoints import Checkpoint, Line
+from server.result_facts import backbone_facts, bytes_facts, privacy_facts, versions
 from simulations.baselines import World
 from simulations.preflight import Preflight
 
 Result = dict[str, Any]
 ACROSS = ("epsilon_across_hospitals", "epsilon_across_hospitals_against_model")
-_VERSIONS = ("fedgraft", "flwr", "torch", "opacus", "dp-accounting", "numpy")
 
 
 def build_result(
@@ -69,7 +64,7 @@ def build_result(
             **scores.metrics(federation.data.classes),
         },
         "privacy": _privacy(config, preflight, final, folder),
-        "bytes": _bytes(lines, len(federation.shares)),
+        "bytes": bytes_facts(lines, backbone_once=0),
         "timing_s": _timing(lines, preflight.seconds, baselines_s),
         "rounds": final.round,
         "rounds_planned": plan.rounds,
@@ -77,7 +72,7 @@ def build_result(
         "node_names": list(federation.names),
         "seed": config.federation.seed,
         "seeds": [config.federation.seed],
-        "versions": {**{name: _version(name) for name in _VERSIONS}, "python": platform.python_version()},
+        "versions": versions(),
         "partition": partition_table(federation),
         "node_accuracy": _node_accuracy(federation, scores, worlds.get("local_mean")),
         "open_reservations": _open_reservations(config, federation, folder),
@@ -93,16 +88,8 @@ def build_result(
 
 
 def _backbone(preflight: Preflight) -> dict[str, Any]:
-    model = preflight.proposal.plan.offer.model
-    backbone = cached_backbone(model.backbone)
-    return {
-        "name": backbone.name,
-        "digest": backbone.digest,
-        "cut": model.cut,
-        "features": int(preflight.features.shape[1]),
-        "licence": backbone.licence,
-        "trained_on": backbone.trained_on,
-    }
+    facts = backbone_facts(preflight.proposal.plan.offer.model)
+    return {**facts, "features": int(preflight.features.shape[1])}
 
 
 def _data(config: RunConfig, preflight: Preflight) -> dict[str, Any]:
@@ -168,25 +155,16 @@ def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder:
             statements[name] = ledger.statement()
     for name, rounds in final.participation.items():
         _check_paid(statements[name], rounds, terms)
-    charged = {name: statement.steps for name, statement in statements.items()}  # a round is a step
     seeded, exact = config.federation.seed is not None, config.evaluation.node_metrics == "exact"
-    return {
-        "unit": terms.unit,
-        "delta": terms.delta,
-        "epsilon_per_node": {name: statement.epsilon for name, statement in statements.items()},
-        "epsilon_budget": config.privacy.epsilon,
-        "noise_multiplier": terms.noise_multiplier,
-        "sampling_rate": terms.sampling_rate,
-        "steps": terms.steps,
-        "clipping_norm": terms.clipping_norm,
-        "accountant": ", ".join(sorted({statement.accountant for statement in statements.values()})),
-        "trust": terms.trust,
-        "relation": terms.relation,
-        "noise_source": "seeded" if seeded else "system",
-        "epsilon_is_guarantee": not seeded and not exact,  # exact metrics have left the nodes without noise
-        **(both_figures(terms, charged) if terms.trust == "secagg" else {}),
-        **across_hospitals(terms, [statement.steps // terms.steps_per_round for statement in statements.values()]),
-    }
+    return privacy_facts(
+        terms,
+        {name: statement.epsilon for name, statement in statements.items()},
+        {name: statement.steps // terms.steps_per_round for name, statement in statements.items()},
+        budget=config.privacy.epsilon,
+        accountant=", ".join(sorted({statement.accountant for statement in statements.values()})),
+        noise_source="seeded" if seeded else "system",
+        guarantee=not seeded and not exact,  # exact metrics have left the nodes without noise
+    )
 
 
 def _check_paid(statement: Statement, rounds: int, terms: PrivacyTerms) -> None:
@@ -243,15 +221,6 @@ def _chance(federation: Federation) -> float | None:
     return float(counts.max() / counts.sum())
 
 
-def _bytes(lines: list[Line], nodes: int) -> dict[str, int]:
-    moved = sum(line["bytes_down"] + line["bytes_up"] for line in lines)
-    return {
-        "per_round_per_node": moved // max(1, sum(line["nodes"] for line in lines)),
-        "backbone_once": 0,
-        "total": moved,
-    }
-
-
 def _timing(lines: list[Line], features: float, baselines: float | None) -> dict[str, float | None]:
     rounds = sum(line["seconds"] for line in lines)
     total = features + rounds + (baselines or 0.0)
@@ -272,10 +241,3 @@ def _sum(values: list[float | None]) -> float | None:
 
 def _std(values: list[float | None]) -> float | None:
     return None if None in values or len(values) < 2 else float(np.std(np.array(values, dtype=float), ddof=1))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
