@@ -11,19 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from common import durable
 from common.errors import ConfigError, PrivacyError
 from common.locks import alone
 from common.messages import ModelSpec
+from common.strict import Strict
 
 APPROVALS = "approved.json"
 
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Approvals(BaseModel):
+class Approvals(Strict):
     """What may be used on this node.
 
     Attributes:
@@ -34,13 +35,11 @@ class Approvals(BaseModel):
         sent: SHA-256 of backbones that the coordinator may send, to the most bytes that one may have.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    apps: dict[_Digest, str] = {}
-    backbones: dict[_Digest, str] = {}
-    plans: dict[_Digest, str] = {}
-    peers: dict[_Digest, str] = {}
-    sent: dict[_Digest, int] = {}
+    apps: dict[_Digest, str] = Field(default_factory=dict)
+    backbones: dict[_Digest, str] = Field(default_factory=dict)
+    plans: dict[_Digest, str] = Field(default_factory=dict)
+    peers: dict[_Digest, str] = Field(default_factory=dict)
+    sent: dict[_Digest, int] = Field(default_factory=dict)
 
     def own(self, model: ModelSpec, folder: Path) -> ModelSpec:
         """The same model, its backbone named as this node knows it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from common.config_mistakes import Expected, find_mistakes
 from common.config_schema import KEY_ROLES
@@ -13,6 +13,7 @@ from common.errors import ConfigError
 from common.node_names import NODE_NAME, WORDS
 from common.secagg.roster import MOST_NODES
 from common.secagg.session import LEAST_NODES
+from common.strict import Strict
 from common.toml_text import parse_toml
 
 NODE_TOML = "node.toml"
@@ -31,8 +32,8 @@ Trust = Literal["local", "secagg"]
 _Fraction = Annotated[float, Field(gt=0, lt=1), Expected("a number above 0 and below 1")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class _Section(Strict):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class NodeSection(_Section):

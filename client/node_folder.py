@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from client.approvals import APPROVALS
 from client.isolation import SOCKET, confined, relay
@@ -17,6 +17,7 @@ from client.node_config import NODE_TOML, NodeConfig, parse_node_config
 from common import durable, places
 from common.errors import ConfigError, PrivacyError
 from common.runtime_secret import secret_options
+from common.strict import Strict
 from common.supervisor import Program, without_proxy
 
 CERTIFICATE, PAUSED = "ca.crt", "paused"
@@ -56,10 +57,8 @@ unit = {unit}                # what is protected as a whole: one "record", or on
 """
 
 
-class Join(BaseModel):
+class Join(Strict):
     """The file that a coordinator gives to every hospital."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal[1]
     address: str

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from common import durable
 from common.errors import ConfigError, PrivacyError
@@ -23,19 +23,18 @@ from common.secagg.keys import Secrets
 from common.secagg.messages import NodeKeys, Stage
 from common.secagg.session import Digest, Session
 from common.secagg.shamir import SHARE_BYTES
+from common.strict import Strict
 
 SECAGG_RECORDS = "secagg"  # folder of them in a node's
 
 _STAGES = list(Stage)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, ser_json_bytes="base64", val_json_bytes="base64"
-    )
+class _Written(Strict):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
 
-class Answer(_Strict):
+class Answer(_Written):
     """What one request was answered with.
 
     Attributes:
@@ -47,7 +46,7 @@ class Answer(_Strict):
     reply: bytes
 
 
-class KeptSecrets(_Strict):
+class KeptSecrets(_Written):
     """A session's secrets, as they are written down."""
 
     channel: bytes
@@ -65,7 +64,7 @@ class KeptSecrets(_Strict):
         return Secrets(self.channel, int.from_bytes(self.mask_seed, "big"), int.from_bytes(self.self_seed, "big"))
 
 
-class Kept(_Strict):
+class Kept(_Written):
     """What is known of a run's newest session.
 
     Attributes:
@@ -80,11 +79,11 @@ class Kept(_Strict):
     """
 
     session: Session
-    answers: dict[Stage, Answer] = {}
+    answers: dict[Stage, Answer] = Field(default_factory=dict)
     secrets: KeptSecrets | None = None
     own_shares: bytes = b""
     members: tuple[NodeKeys, ...] = ()
-    held: dict[str, bytes] = {}
+    held: dict[str, bytes] = Field(default_factory=dict)
     survivors: tuple[str, ...] = ()
     closed: bool = False
 

@@ -20,13 +20,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from client.node_config import NodeConfig
 from common import durable
 from common.data.local import LocalData
 from common.errors import ConfigError, PrivacyError
 from common.locks import alone
+from common.strict import Strict
 
 KEY_BYTES = 32
 NAMED = ("patient", "group", "file")  # columns by which an operator may name records, now and in later data
@@ -35,7 +36,7 @@ _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _RESTORE = "restore both files from a backup: without them, nobody knows who has withdrawn"
 
 
-class Withdrawal(BaseModel):
+class Withdrawal(Strict):
     """What one command withdrew: hashes only.
 
     Attributes:
@@ -44,19 +45,15 @@ class Withdrawal(BaseModel):
         records: of contents.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     at: str
     names: list[_Hash]
     records: list[_Hash]
 
 
-class _Listed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
+class _Listed(Strict):
     format: Literal[1] = 1
     key_check: str = ""
-    withdrawn: list[Withdrawal] = []
+    withdrawn: list[Withdrawal] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from common.config_mistakes import Expected, closest, show
 from common.head_kinds import SOLVED_HEADS
+from common.strict import Strict
 
 BASELINES = ("pooled", "local_mean", "no_dp", "no_transfer", "raw_pixels")
 _PARTS = ("train", "val", "test")
@@ -54,10 +55,10 @@ _Strategy = Annotated[
 ]
 
 
-class _Section(BaseModel):
+class _Section(Strict):
     """What all sections share: immutable, nothing unknown, no silent conversion, no NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class FederationConfig(_Section):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from common.data.records import TaskName
 from common.head_kinds import SOLVED_HEADS
 from common.privacy.plan import PrivacyTerms
 from common.secagg.messages import Stage
+from common.strict import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,7 @@ class Reason(StrEnum):
     ABSENT = "absent"
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(Strict):
     """Which model is trained: public constants, equal for all nodes.
 
     Attributes:
@@ -52,8 +53,6 @@ class ModelSpec(BaseModel):
         train: which parameters of the stages above the cut are trained by the head ``upper``.
         precision: that features are computed in; the server resolves ``"auto"``, and no node chooses otherwise.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     backbone: str = Field(max_length=1024, pattern=r"^[^\x00-\x1f]*$")  # it ends up in logs
     backbone_digest: str = Field(pattern=r"^[0-9a-f]{64}$")

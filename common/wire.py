@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode, SType
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from common.backbones.package_facts import FACTS
 from common.backbones.parcel import MOST_FACTS_BYTES, Contents, Part
@@ -42,6 +42,7 @@ from common.messages import (
 from common.noised_moments import Sketch, StatisticsTask
 from common.privacy.plan import PrivacyTerms
 from common.secagg.messages import Stage
+from common.strict import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,8 +82,7 @@ _FileName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_][0-9A-Za-z._ -]{0,127}$"
 _FileSize = Annotated[int, Field(ge=0, lt=2**50)]
 
 
-class _Terms(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Terms(Strict):
     run_id: str = Field(pattern=r"^[0-9A-Za-z._-]{1,128}$")  # it ends up in ledgers and reports
     model: ModelSpec
     terms: dict[str, str | int | float]
@@ -95,8 +95,7 @@ class _Offer(_Terms):
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
-class _Sketch(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Sketch(Strict):
     seed: int = Field(ge=0, lt=2**63)
     width: int
 
@@ -106,8 +105,7 @@ class _Statistics(_Terms):
     sketch: _Sketch
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Part(Strict):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     files: list[tuple[_FileName, _FileSize]] = Field(min_length=2, max_length=MOST_FILES)
     offset: int = Field(ge=0, lt=2**50)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from common import durable, places
 from common.errors import ConfigError
 from common.ports import joined
+from common.strict import Strict
 from common.supervisor import without_proxy
 from common.toml_text import parse_toml
 from server.certificates import Certificates, alternative_name, certificates_in, make_certificates, next_ca_in
@@ -31,7 +32,7 @@ ID_TIMEOUT_S = 60.0
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class ServerConfig(BaseModel):
+class ServerConfig(Strict):
     """``server.toml``.
 
     Attributes:
@@ -41,15 +42,13 @@ class ServerConfig(BaseModel):
         control_port: for the coordinator's own commands; on the loopback only.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     names: list[str] = Field(min_length=1)
     bind: str = "0.0.0.0"
     port: _Port = PORT
     control_port: _Port = CONTROL_PORT
 
 
-class Registered(BaseModel):
+class Registered(Strict):
     """A node that the coordinator let in.
 
     Attributes:
@@ -57,8 +56,6 @@ class Registered(BaseModel):
         fingerprint: of its public key.
         key: the public key, OpenSSH; empty where an older release let the node in, which did not keep it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     node_id: int
     fingerprint: str

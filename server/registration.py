@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from common import durable
 from common.errors import ConfigError
 from common.locks import alone
 from common.node_names import check_node_name
 from common.privacy.keys import fingerprint, load_public, openssh
+from common.strict import Strict
 from server.control import nodes_seen, register, unregister
 from server.place import NODES, Place, Registered
 
@@ -26,7 +27,7 @@ PENDING, REMOVED = "nodes.pending.json", "nodes.removed.json"
 GONE = "unregistered"
 
 
-class Pending(BaseModel):
+class Pending(Strict):
     """A registration that has begun.
 
     Attributes:
@@ -36,15 +37,13 @@ class Pending(BaseModel):
         key: the public key, OpenSSH.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     name: str
     fingerprint: str
     before: list[int]
     key: str = ""
 
 
-class Removed(BaseModel):
+class Removed(Strict):
     """A key that is let in no longer.
 
     Attributes:
@@ -53,8 +52,6 @@ class Removed(BaseModel):
         fingerprint: of the key.
         at: when, UTC.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     node_id: int

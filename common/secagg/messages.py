@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Annotated, ClassVar, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from common.errors import FederationError, PrivacyError
 from common.privacy.canonical import canonical_json
@@ -21,6 +21,7 @@ from common.secagg.masks import Words, reduced, word_type
 from common.secagg.roster import MOST_NODES
 from common.secagg.session import Digest, NodeName, Session, SumTerms
 from common.secagg.shamir import SHARE_BYTES
+from common.strict import Strict
 
 TAG = "fedgraft secagg 1"
 PAIR_BYTES = 2 * SHARE_BYTES  # a share of the mask key's seed, and one of the self-mask's
@@ -44,10 +45,8 @@ class Stage(StrEnum):
     REVEAL = "reveal"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, ser_json_bytes="base64", val_json_bytes="base64"
-    )
+class _Part(Strict):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
 
 class Message(_Part):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from common.errors import PrivacyError
 from common.privacy.canonical import canonical_json, sha256_hex
 from common.secagg.roster import MOST_NODES, NAME, Roster
+from common.strict import Strict
 
 LEAST_NODES, MOST_LENGTH, MOST_ATTEMPTS, MOST_ROUNDS = 3, 2**26, 1000, 1_000_000
 
@@ -17,11 +18,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 NodeName = Annotated[str, StringConstraints(pattern=NAME)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class SumTerms(_Strict):
+class SumTerms(Strict):
     """What is summed, and against whom it is protected.
 
     Attributes:
@@ -69,7 +66,7 @@ class SumTerms(_Strict):
         return (members + self.colluders) // 2 + 1
 
 
-class SumRun(_Strict):
+class SumRun(Strict):
     """What stays the same in all rounds of a run, as a node accepted it.
 
     Attributes:
@@ -83,7 +80,7 @@ class SumRun(_Strict):
     terms: SumTerms
 
 
-class Member(_Strict):
+class Member(Strict):
     """A node of a cohort.
 
     Attributes:
@@ -95,7 +92,7 @@ class Member(_Strict):
     fingerprint: str = Field(pattern=r"^SHA256:[0-9A-Za-z+/]{43}$")
 
 
-class Session(_Strict):
+class Session(Strict):
     """One try to sum one round over one cohort.
 
     Attributes:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from common.errors import PrivacyError
 from common.privacy.canonical import canonical_json
 from common.secagg.roster import MOST_NODES
 from common.secagg.session import Digest, NodeName
+from common.strict import Strict
 
 KEYS_TAG, SURVIVORS_TAG = "fedgraft secagg keys 1", "fedgraft secagg survivors 1"
 MOST_SIGNED_BYTES = 128 * MOST_NODES
 
 
-class Said(BaseModel):
+class Said(Strict):
     """What a node says of a session with its signature.
 
     Attributes:
@@ -27,7 +28,6 @@ class Said(BaseModel):
         name: of the node that signs.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     tag: ClassVar[str]
 
     session: Digest
