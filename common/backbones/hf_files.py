@@ -16,6 +16,14 @@ _REFERENCE = re.compile(r"hf/(?P<name>.+?)(?::(?P<length>\d+))?(?:@(?P<weights>[
 _RANDOM = re.compile(r"random-(?P<seed>\d+)")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+DESCRIBING = (
+    "1_Pooling/config.json",
+    "preprocessor_config.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+)
+"""What a model's folder may say of itself beside ``config.json``, as JSON."""
+
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", "1_Pooling/config.json")
 
 
@@ -104,13 +112,7 @@ def read_files(folder: Path) -> Files:
         raise ConfigError(
             f"expected a config.json beside the weights in {folder}, found none; copy the model's whole folder"
         )
-    names = (
-        "1_Pooling/config.json",
-        "preprocessor_config.json",
-        "sentence_bert_config.json",
-        "tokenizer_config.json",
-    )
-    return Files(folder, _json(folder / "config.json"), {name: _json(folder / name) for name in names})
+    return Files(folder, _json(folder / "config.json"), {name: _json(folder / name) for name in DESCRIBING})
 
 
 def check_weights(folder: Path) -> None:

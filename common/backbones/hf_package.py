@@ -7,14 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from torch import nn
 
 from common.backbones.backbone import Backbone, Preprocessing
-from common.backbones.hf_files import model_folder, parse, read_files
+from common.backbones.hf_files import DESCRIBING, model_folder, parse, read_files
+from common.backbones.package_facts import Builder, read_builder
 from common.backbones.text import TextPreprocessing
 from common.errors import ConfigError
 
-_TOKENIZER = "tokenizer.json"
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_NAMES = {name.replace("/", "__"): name for name in (_CONFIG, _TOKENIZER, *DESCRIBING)}  # as packed, to as they are
+
+
+class _Builder(Builder):
+    length: int | None = Field(ge=0)
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:
@@ -25,8 +32,8 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 def files(backbone: Backbone) -> dict[str, bytes]:
     """What the model's folder says of the network and of its input; a slash in a name becomes two underscores."""
     described = read_files(model_folder(parse(backbone.name)))
-    names = ["config.json", *(name for name in described.others if (described.folder / name).is_file())]
-    content = {name.replace("/", "__"): (described.folder / name).read_bytes() for name in names}
+    places = {packed: described.folder / name for packed, name in _NAMES.items() if name != _TOKENIZER}
+    content = {packed: place.read_bytes() for packed, place in places.items() if place.is_file()}
     if isinstance(backbone.preprocessing, TextPreprocessing):
         content[_TOKENIZER] = backbone.preprocessing.tokenizer.encode()
     return content
@@ -38,16 +45,18 @@ def rebuild(
     """The stages with random weights, and the preprocessing, of what ``describe`` and ``files`` said.
 
     Raises:
-        ConfigError: the installed transformers library cannot build the network, or a name leads out of its folder.
+        ConfigError: the installed transformers library cannot build the network, or a file is none that is packed.
     """
     from common.backbones.hf_family import load
 
-    length = description["length"]
+    length = read_builder(_Builder, description).length
+    if strange := sorted(files.keys() - _NAMES.keys()):  # a package may come from anywhere
+        raise ConfigError(
+            f"expected no files of a model in the package but {', '.join(_NAMES)}, got {strange[0]!r}; do not use it"
+        )
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as folder:
         for name, data in files.items():
-            path = (Path(folder) / name.replace("__", "/")).resolve()
-            if not path.is_relative_to(Path(folder).resolve()):  # a package may come from anywhere
-                raise ConfigError(f"expected files of a model in the package, got the name {name!r}; do not use it")
+            path = Path(folder) / _NAMES[name]
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
         made = load(f"hf/{folder}{'' if length is None else f':{length}'}@random-{seed or 0}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common.backbones.backbone import Activations, Backbone, Preprocessing, backbone_digest, freeze
 from common.backbones.centring import STAGE, centred, stage_tensors, without_centre
+from common.backbones.package_facts import Builder, read_builder
 from common.errors import ConfigError
 from common.light_torch import complete_torch
 
@@ -47,6 +48,11 @@ class UserBackbone:
     preprocessing: Preprocessing
     licence: str = "not stated"
     trained_on: str = "not stated"
+
+
+class _Builder(Builder):
+    factory: str
+    layers: dict[str, str]
 
 
 def load(reference: str) -> Backbone:
@@ -95,11 +101,12 @@ def rebuild(
     Raises:
         ConfigError: as ``load``, or the factory makes another network by now.
     """
-    made = _made(description["factory"])
+    builder = read_builder(_Builder, description)
+    made = _made(builder.factory)
     stages = {name: stage for name, stage in made.stages.items() if name != STAGE}
-    if _printed(stages) != description["layers"]:
+    if _printed(stages) != builder.layers:
         raise ConfigError(
-            f"the factory {description['factory']} makes another network here than the one that was packed; "
+            f"the factory {builder.factory} makes another network here than the one that was packed; "
             "install the version of it that was packed"
         )
     if seed is not None:

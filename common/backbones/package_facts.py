@@ -7,19 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from common.errors import ConfigError
+from common.strict import Strict
 
 FACTS = "backbone.json"
 WEIGHTS = "weights.safetensors"
 FORMAT = 1
 
 
-class PackageFacts(BaseModel):
+class Builder(Strict):
+    """What a family needs to build a network, beside tensors and files; each family adds its own.
+
+    Attributes:
+        family: that packed it.
+    """
+
+    family: str
+
+
+SomeBuilder = TypeVar("SomeBuilder", bound=Builder)
+
+
+class PackageFacts(Strict):
     """What ``backbone.json`` holds.
 
     Attributes:
@@ -34,8 +49,6 @@ class PackageFacts(BaseModel):
         files: SHA-256 of each other file, by name.
         digest: SHA-256 of all this.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: int
     name: str
@@ -58,6 +71,27 @@ class PackageFacts(BaseModel):
 
     def _open(self) -> PackageFacts:
         return self.model_copy(update={"digest": ""})
+
+
+def read_builder(kind: type[SomeBuilder], builder: Mapping[str, Any]) -> SomeBuilder:
+    """What a family is told of a package, which may come from anywhere.
+
+    Args:
+        kind: the family's own.
+        builder: of the package's facts.
+
+    Raises:
+        ConfigError: a key is missing, unknown or of another type.
+    """
+    try:
+        return kind.model_validate(builder)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("builder", *first["loc"])))
+        got = "none" if first["type"] == "missing" else repr(first["input"])[:100]
+        raise ConfigError(
+            f"expected {key} in {FACTS} as `fedgraft backbones pack` writes it, got {got} ({first['msg']}); {_AGAIN}"
+        ) from error
 
 
 def check_bytes(folder: Path) -> PackageFacts:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common.backbones.backbone import Backbone, backbone_digest, freeze
 from common.backbones.centring import centred, stage_tensors
+from common.backbones.package_facts import Builder, read_builder
 from common.backbones.preprocessing import ImagePreprocessing
 from common.backbones.torchvision_models import models
 from common.backbones.torchvision_stages import Stages, divide, is_divisible
@@ -53,6 +54,12 @@ class Recipe:
     def describe(self) -> dict[str, Any]:
         """The same as JSON; part of the digest."""
         return {"family": FAMILY, "model": self.model, "weights": self.weights, "size": self.size}
+
+
+class _Builder(Builder):
+    model: str
+    weights: str
+    size: int
 
 
 def load(reference: str, checkpoints: Path | None = None) -> Backbone:
@@ -107,7 +114,8 @@ def rebuild(
     Raises:
         ConfigError: this version of torchvision has no such network.
     """
-    recipe = _recipe(description["model"], description["weights"], description["size"])
+    builder = read_builder(_Builder, description)
+    recipe = _recipe(builder.model, builder.weights, builder.size)
     return divide(build(recipe, seed))[0], ImagePreprocessing.from_description(preprocessing)
 
 

@@ -9,12 +9,19 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import Field
 from torch import nn
 
 from common.backbones.backbone import Backbone, Preprocessing
+from common.backbones.package_facts import Builder, read_builder
 from common.backbones.vectors import WordPreprocessing
 
 _VOCABULARY = "vocab.txt"
+
+
+class _Builder(Builder):
+    length: int = Field(ge=0)
+    dimensions: int = Field(ge=1)
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:
@@ -39,13 +46,14 @@ def rebuild(
     """
     from common.backbones.vectors import load
 
+    builder = read_builder(_Builder, description)
     count = files[_VOCABULARY].count(b"\n")
-    any_matrix = torch.randn(count, description["dimensions"], generator=torch.Generator().manual_seed(0))
+    any_matrix = torch.randn(count, builder.dimensions, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as folder:
         (Path(folder) / _VOCABULARY).write_bytes(files[_VOCABULARY])
         path = Path(folder) / "vectors.safetensors"
         path.write_bytes(safetensors.torch.save({"vectors": any_matrix}))
-        made = load(f"vectors/{path}:{description['length']}@random-{seed or 0}")
+        made = load(f"vectors/{path}:{builder.length}@random-{seed or 0}")
     return made.stages, made.preprocessing
 
 

@@ -420,9 +420,15 @@ def test_cached_features_are_zero_in_the_padding(kind: str, folders: Callable[[s
 
 
 def test_a_file_of_a_package_stays_in_its_folder(tmp_path: Path) -> None:
-    """Slashes in names are written as two underscores, which could lead anywhere."""
+    """Slashes in names are written as two underscores, which could lead anywhere, or to folders that are not there."""
     elsewhere = tmp_path / "elsewhere.json"
-    for name in (str(elsewhere).replace("/", "__"), "..__elsewhere.json", "a__..__..__elsewhere.json"):
+    for name in (str(elsewhere).replace("/", "__"), "..__elsewhere.json", "a__..__..__elsewhere.json", "a__b__c"):
         with pytest.raises(ConfigError, match="do not use it"):
             hf_package.rebuild({"family": "hf", "length": None}, {}, {name: b"{}"}, seed=0)
     assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("length", [-1, "16", "16@main", 16.5, True])
+def test_a_length_in_a_package_is_a_number(length: object) -> None:
+    with pytest.raises(ConfigError, match=r"expected builder\.length in backbone\.json as .* got "):
+        hf_package.rebuild({"family": "hf", "length": length}, {}, {"config.json": b"{}"}, seed=0)

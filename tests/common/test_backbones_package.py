@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fedgraft
+from common.backbones import vectors_package
 from common.backbones.backbone import Backbone
 from common.backbones.centring import STAGE, stage_tensors
 from common.backbones.controls import load_reference
@@ -116,7 +117,8 @@ def sealed(packed: Path, **changes: object) -> None:
     [
         ({"format": 2}, "package of format 2, this version knows 1; install"),
         ({"builder": {"family": "magic"}}, "family 'magic' cannot be packed"),
-        ({"builder": {"family": "torchvision"}}, "a builder without 'model' than was packed"),
+        ({"builder": {"family": "torchvision"}}, r"expected builder\.model .* got none"),
+        ({"builder": {"family": "torchvision", "model": "resnet18", "weights": "DEFAULT", "size": "32"}}, "got '32'"),
         ({"builder": {"family": "torchvision", "model": "resnet18", "weights": "IMAGENET1K_V1", "size": 32}}, "other"),
         ({"files": {}}, "expected weights.safetensors and plain names"),
         ({"files": {WEIGHTS: "0" * 64}}, "a byte of it has changed"),
@@ -197,6 +199,13 @@ def test_word_vectors_travel_with_their_vocabulary(tmp_path: Path, end: str):
     assert not torch.equal(
         text_features(load_reference(f"package/{tmp_path / 'out'}@random-0")), text_features(original)
     )
+
+
+@pytest.mark.parametrize("wrong", [{"length": "16@random-3"}, {"dimensions": 4.5}, {"dimensions": 0}, {"depth": 2}])
+def test_what_a_package_says_of_word_vectors_is_of_the_right_type(wrong: dict[str, object]):
+    described = {"family": "vectors", "length": 16, "dimensions": 4, **wrong}
+    with pytest.raises(ConfigError, match=rf"expected builder\.{next(iter(wrong))} in backbone\.json as "):
+        vectors_package.rebuild(described, {}, {"vocab.txt": b"the\nheart\n"}, seed=0)
 
 
 def test_a_sentence_encoder_travels_with_its_tokenizer(tmp_path: Path):
