@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.durable import sync_folder
 from common.errors import BrokenChainError, ConfigError
-from common.privacy.entries import SCHEMA_VERSION, broken_chain
+from common.privacy.entries import SCHEMA_VERSION, TRIGGERS, broken_chain
 
 LOCK_TIMEOUT_S = 30.0
 PAGES = 8  # of a file that one process holds alone, kept in memory; it may hold a thousand
@@ -19,10 +19,7 @@ SCHEMA = (
     "CREATE TABLE entries (position INTEGER PRIMARY KEY, text TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
     "CREATE TABLE replies (reservation INTEGER PRIMARY KEY, run_id TEXT NOT NULL, round INTEGER NOT NULL,"
     " reply BLOB NOT NULL) STRICT",
-    "CREATE TRIGGER entries_no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
-    "CREATE TRIGGER entries_no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
-    "CREATE TRIGGER entries_no_replace BEFORE INSERT ON entries WHEN NEW.position <>"
-    " (SELECT COALESCE(MAX(position) + 1, 0) FROM entries) BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+    *TRIGGERS,
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 

@@ -32,6 +32,13 @@ from common.privacy.canonical import canonical_json
 
 GENESIS = "0" * 64
 SCHEMA_VERSION = 1
+TRIGGERS = (
+    "CREATE TRIGGER entries_no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+    "CREATE TRIGGER entries_no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+    "CREATE TRIGGER entries_no_replace BEFORE INSERT ON entries WHEN NEW.position <>"
+    " (SELECT COALESCE(MAX(position) + 1, 0) FROM entries) BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+)
+"""Of a ledger's file: entries are added, and nothing else."""
 _REPAIR = "keep the file as evidence and restore the ledger that matches the last exported chain head"
 _TAG = b"fedgraft ledger entry 1\n"
 
@@ -103,6 +110,17 @@ def broken_chain(what: str) -> BrokenChainError:
     return BrokenChainError(
         f"the ledger's hash chain must be whole, but {what}, so what was spent is unknown; {_REPAIR}"
     )
+
+
+def check_triggers(connection: sqlite3.Connection) -> None:
+    """Make sure that a ledger's file has the triggers that it was made with.
+
+    Raises:
+        PrivacyError: it lacks one, or has others.
+    """
+    triggers = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    if {sql for (sql,) in triggers} != set(TRIGGERS):
+        raise broken_chain("the triggers that keep it append-only were changed")
 
 
 def read_entries(path: Path) -> list[LedgerEntry]:

@@ -6,14 +6,14 @@ import hashlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from common.errors import BrokenChainError, ConfigError
-from common.privacy.entries import LedgerEntry, broken_chain, read_entries, verify_chain
+from common.privacy.entries import LedgerEntry, broken_chain, check_triggers, read_entries, verify_chain
 from common.privacy.export import LedgerExport, read_export, verify_signature
 from common.privacy.keys import fingerprint
 
@@ -111,19 +111,29 @@ def _settled(path: Path) -> Iterator[Path]:
 
 
 def _check_file(path: Path, entries: Sequence[LedgerEntry]) -> None:
-    """Check SQLite's structure, and that kept replies are those that were committed: a cut-off chain leaves some."""
-    commits = [entry.body for entry in entries if entry.kind == "commit"]
-    committed = {body.get("reservation"): body.get("reply_sha256") for body in commits if _is_number(body)}
+    """Check SQLite's structure, the triggers, and the replies: a cut-off chain has too many of them, or too few."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise broken_chain("the file is damaged")
-            for reservation, reply in connection.execute("SELECT reservation, reply FROM replies"):
-                if not isinstance(reply, bytes) or committed.get(reservation) != hashlib.sha256(reply).hexdigest():
-                    raise broken_chain(f"the reply kept for entry {reservation} is not one that was committed")
-    except sqlite3.Error as error:
+            _check_replies(connection, entries)
+            check_triggers(connection)
+    except (sqlite3.Error, UnicodeError) as error:  # SQLite quotes a damaged schema in its message, undecoded
         raise broken_chain(f"the file is damaged ({error})") from error
 
 
-def _is_number(body: Mapping[str, Any]) -> bool:
-    return isinstance(body.get("reservation"), int)
+def _check_replies(connection: sqlite3.Connection, entries: Sequence[LedgerEntry]) -> None:
+    """Kept replies are those that were committed, and the newest commit's of each run is always among them."""
+    runs = {entry.position: str(entry.body.get("run_id")) for entry in entries if entry.kind == "reserve"}
+    committed, newest = {}, {}
+    for body in (entry.body for entry in entries if entry.kind == "commit"):
+        if isinstance(reservation := body.get("reservation"), int):
+            committed[reservation] = body.get("reply_sha256")
+            newest[runs.get(reservation)] = reservation
+    kept = set()
+    for reservation, reply in connection.execute("SELECT reservation, reply FROM replies"):
+        if not isinstance(reply, bytes) or committed.get(reservation) != hashlib.sha256(reply).hexdigest():
+            raise broken_chain(f"the reply kept for entry {reservation} is not one that was committed")
+        kept.add(reservation)
+    if missing := sorted(set(newest.values()) - kept):
+        raise broken_chain(f"the reply to entry {missing[0]}, committed last in its run, is not kept")

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import fedgraft
+from client.ledger import Ledger, Reservation, Spend
 from common.config import load_config
 from common.errors import FederationError, PrivacyError
-from common.privacy.entries import LedgerEntry, entry_hash, read_entries
+from common.privacy.entries import TRIGGERS, LedgerEntry, entry_hash, read_entries
 from simulations.audits.ledger_audit import audit_ledgers
 from simulations.audits.ledger_files import read_ledger_file
 from tests.audits.ledgers import (
@@ -160,14 +161,14 @@ def test_two_runs_of_one_configuration_spend_more_than_it_promises():
 # --- bad files
 
 
-def edited(folder: Path, tmp_path: Path, statement: str) -> Path:
-    """A copy of a ledger that somebody changed."""
+def edited(folder: Path, tmp_path: Path, statement: str, triggers: Sequence[str] = ()) -> Path:
+    """A copy of a ledger that somebody changed, and gave triggers to."""
     path = tmp_path / "edited.sqlite"
     shutil.copyfile(folder / "north.sqlite", path)
     with closing(sqlite3.connect(path)) as connection:
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             connection.execute(f"DROP TRIGGER {name}")
-        connection.executescript(statement)
+        connection.executescript(";".join([statement, *triggers]))
         connection.commit()
     return path
 
@@ -188,8 +189,13 @@ REPLIES = "DROP TABLE replies; CREATE TABLE replies AS SELECT 60 AS reservation,
         (REPLIES.format("'text'"), "the reply kept for entry 60"),
         (REPLIES.format("NULL"), "the reply kept for entry 60"),
         (REPLIES.format("12"), "the reply kept for entry 60"),
+        ("DELETE FROM entries WHERE position > 50; DELETE FROM replies", "the reply to entry 48"),
+        ("DELETE FROM replies", "the reply to entry 60"),
         ("DROP TABLE entries", "no such table"),
         ("DROP TABLE replies", "no such table"),
+        ("", "triggers"),
+        (f"{TRIGGERS[0]}; {TRIGGERS[1]}", "triggers"),
+        ("; ".join([*TRIGGERS, "CREATE TRIGGER more AFTER INSERT ON replies BEGIN SELECT 1; END"]), "triggers"),
     ],
 )
 def test_a_tampered_ledger_is_one_sentence_and_a_status(folder, tmp_path, capsys, statement, said):
@@ -198,6 +204,27 @@ def test_a_tampered_ledger_is_one_sentence_and_a_status(folder, tmp_path, capsys
     assert said in err
     assert "edited.sqlite" in err
     assert err.count("\n") == 1
+
+
+def test_a_cut_off_ledger_whose_triggers_were_put_back_is_seen(folder, tmp_path, capsys):
+    assert run("ledger", edited(folder, tmp_path, "", TRIGGERS)) == 0
+    cut = "DELETE FROM entries WHERE position > 50; DELETE FROM replies"
+    assert run("ledger", edited(folder, tmp_path, cut, TRIGGERS)) == 3
+    assert "the reply to entry 48, committed last in its run, is not kept" in capsys.readouterr().err
+
+
+def test_honest_ledgers_keep_what_is_looked_for(tmp_path):
+    """Rounds of two runs, one of them committed after a later one."""
+    path = spend(tmp_path / "d.sqlite", FULL, 2, run="first")
+    plan = FULL.for_node(100)
+    with Ledger.open(path, "d", delta=FULL.delta, epsilon_cap=8.0, durable=False) as ledger:
+        late = ledger.reserve(Spend("second", 1, "head"), plan)
+        for round in (2, 3):
+            committed = ledger.reserve(Spend("second", round, "head"), plan)
+            for reservation in (committed, late) if round == 2 else (committed,):
+                assert isinstance(reservation, Reservation)
+                ledger.commit(reservation, b"reply")
+                read_ledger_file(path)
 
 
 def test_a_chain_that_makes_no_sense_is_refused():
@@ -248,6 +275,7 @@ def written(path: Path, entries: Sequence[LedgerEntry]) -> Path:
         connection.execute("CREATE TABLE replies (reservation, run_id, round, reply)")
         rows = [(one.position, one.text, one.hash) for one in entries]
         connection.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+        connection.executescript(";".join(TRIGGERS))
         connection.commit()
     return path
 
