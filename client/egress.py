@@ -1,7 +1,7 @@
 """The egress gate: the only way out of a node.
 
-A reply is one of six types, and each holds nothing but what is listed here: no loss, no gradient norm, no number of
-examples, no text of an exception. What is not on the list does not leave.
+A reply is one of the types of ``common.messages.Reply``, and each holds nothing but what is listed here: no loss, no
+gradient norm, no number of examples, no text of an exception. What is not on the list does not leave.
 """
 
 from __future__ import annotations

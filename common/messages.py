@@ -43,7 +43,7 @@ class ModelSpec(Strict):
     """Which model is trained: public constants, equal for all nodes.
 
     Attributes:
-        backbone: reference, as ``common.backbones.registry.load_backbone`` reads it.
+        backbone: reference, as ``common.backbones.controls.load_reference`` reads it.
         backbone_digest: SHA-256 the node's copy must have.
         cut: name of the last frozen stage.
         head: kind of head, see ``common.heads``.

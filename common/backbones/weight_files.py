@@ -24,8 +24,9 @@ _COUNTER = ".num_batches_tracked"
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read tensors by name from a ``.safetensors`` file or a PyTorch state dict.
 
-    The latter is a pickle, of which only tensors and plain containers are read; this is the one place where fedgraft
-    opens one, and it is reached by ``fedgraft backbones pack --weights`` alone.
+    The latter is a pickle, which PyTorch's restricted reader reads (``weights_only=True``): it takes tensors and plain
+    containers, and runs nothing. One is opened here for ``fedgraft backbones pack --weights`` alone; torchvision's own
+    checkpoints are opened by torchvision, with the same reader.
 
     Args:
         path: a whole file.

@@ -232,8 +232,8 @@ def _types(unit: object, trust: object, hospitals: object) -> dict[str, type]:
 
 def _require_choice(name: str, value: str, *allowed: str) -> None:
     if value not in allowed:
-        built = " or ".join(map(repr, allowed))
-        raise PrivacyError(f"privacy.{name} must be {built}, nothing else is built so far, got {value!r}; choose it")
+        choices = " or ".join(map(repr, allowed))
+        raise PrivacyError(f"privacy.{name} must be {choices}, got {value!r}; choose one")
 
 
 def _require_between(name: str, value: float, low: float, high: float) -> None:
