@@ -19,7 +19,8 @@ class ClippedSum:
     Attributes:
         values: trainable parameter name -> sum, in the parameter's shape, float64.
         clipping_norm: C that each unit's gradient was clipped to.
-        non_finite: how many units had a gradient that was not finite, and so counted zero (sensitive: stays local).
+        non_finite: how many units had a gradient that was not finite, and so counted zero (sensitive: for the
+            node's own log).
     """
 
     values: Mapping[str, Tensor]

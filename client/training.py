@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import safetensors.numpy
@@ -23,6 +24,8 @@ from common.model import make_head, shared_head, trained_head
 from common.privacy.noise import Randomness
 from common.privacy.plan import PrivacyPlan, PrivacyTerms
 from common.tasks import PerUnitLoss, task_named
+
+log = logging.getLogger("fedgraft.node")
 
 
 def accept_offer(offer: Offer, node: Node) -> Hello:
@@ -135,12 +138,15 @@ def update_in_steps(
     trained = trained_arrays(head)
     reached: dict[str, Tensor] = {}
     sampling, noise = randomness
+    non_finite = 0
     for _ in range(plan.terms.steps_per_round):
         clipped = yield from sampled_sum_in_steps(head, loss, records, plan.terms, sampling)
+        non_finite += clipped.non_finite
         gradient = yield Asked(noisy_gradients, Noising(clipped, plan, noise))
         reached = yield Asked(descend, Step(trained, gradient, task))
         if plan.terms.steps_per_round > 1:
             load_arrays(head, reached)
+    _tell(non_finite)
     return reached
 
 
@@ -148,7 +154,9 @@ def sampled_sum(
     head: nn.Module, loss: PerUnitLoss, records: Records, terms: PrivacyTerms, sampling: Randomness
 ) -> ClippedSum:
     """The clipped sum over a Poisson sample of units; a unit is a record, or a patient with all of its records."""
-    return to_the_end(sampled_sum_in_steps(head, loss, records, terms, sampling))
+    clipped = to_the_end(sampled_sum_in_steps(head, loss, records, terms, sampling))
+    _tell(clipped.non_finite)
+    return clipped
 
 
 def sampled_sum_in_steps(
@@ -163,6 +171,12 @@ def sampled_sum_in_steps(
         raise PrivacyError('the plan protects one patient, and the data name none; use unit "record", or name them')
     drawn, sizes = draw(records.patients, terms.sampling_rate, terms.records_per_unit, sampling)
     return patient_clipped_sum(head, loss, *records.take(drawn), sizes, terms.clipping_norm)
+
+
+def _tell(non_finite: int) -> None:
+    """Say in the node's own log, once a message, that units did not count."""
+    if non_finite:
+        log.warning("gradients of %d sampled units were not finite; they counted zero", non_finite)
 
 
 def evaluate(task: EvaluateTask, node: Node) -> Metrics:

@@ -97,13 +97,6 @@ def read_certificate(path: Path) -> x509.Certificate:
         raise ConfigError(f"expected a certificate in PEM at {path}, got something else; copy it anew") from error
 
 
-def names_of(certificate: x509.Certificate) -> list[str]:
-    """Host names and addresses that a certificate is for."""
-    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    addresses = [str(address) for address in found.get_values_for_type(x509.IPAddress)]
-    return [*found.get_values_for_type(x509.DNSName), *addresses]
-
-
 def next_ca_in(folder: Path) -> Certificates:
     """Where a coordinator keeps the CA that it is about to use, see ``server.new_ca``."""
     return replace(certificates_in(folder), ca=folder / "ca-next.crt", ca_key=folder / "ca-next.key")

@@ -242,15 +242,6 @@ class MaskedVector:
         return cls(VectorHead.parse(data[: -expected - 1]), words)
 
 
-REQUESTS: dict[Stage, type[Message]] = {
-    Stage.KEYS: Invitation,
-    Stage.SHARES: Group,
-    Stage.VECTOR: Delivery,
-    Stage.AGREEMENT: Survivors,
-    Stage.REVEAL: Agreements,
-}
-
-
 def check_reply(stage: Stage, data: bytes, terms: SumTerms) -> None:
     """Make sure, at a node's gate, that bytes are a reply of this stage and nothing else.
 

@@ -362,9 +362,25 @@ def test_nothing_but_trainable_parameters_is_released(node: Node) -> None:
     assert set(train_round(small_task(), node).head) == {"weight", "bias"}
 
 
-def test_a_record_that_is_not_finite_changes_nothing_and_stops_nothing(node: Node) -> None:
+def poisoned(node: Node) -> Node:
+    """The node with a record that is not finite."""
     records = node.records(small_task().offer.model)
-    poisoned = np.array(records.features)
-    poisoned[records.rows[0]] = np.nan
-    dirty = dataclasses.replace(node, records=lambda model: dataclasses.replace(records, features=poisoned))
-    assert finite(train_round(small_task(sampling_rate=1.0), dirty).head)
+    features = np.array(records.features)
+    features[records.rows[0]] = np.nan
+    return dataclasses.replace(node, records=lambda model: dataclasses.replace(records, features=features))
+
+
+def test_a_record_that_is_not_finite_changes_nothing_and_stops_nothing(node: Node) -> None:
+    assert finite(train_round(small_task(sampling_rate=1.0), poisoned(node)).head)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_gradients_that_are_not_finite_are_told_of_once_in_the_nodes_own_log(
+    steps: int, node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = small_task(sampling_rate=1.0, steps_per_round=steps)
+    train_round(task, node)
+    assert caplog.messages == []
+    other_round = dataclasses.replace(task, round=2)
+    train_round(other_round, poisoned(node))
+    assert caplog.messages == [f"gradients of {steps} sampled units were not finite; they counted zero"]

@@ -11,18 +11,30 @@ from common.errors import PrivacyError
 from common.secagg.keys import Secrets
 from common.secagg.messages import (
     MOST_MESSAGE_BYTES,
-    REQUESTS,
+    Agreements,
+    Delivery,
     Group,
+    Invitation,
     MaskedVector,
+    Message,
     NodeKeys,
     Revealed,
     Stage,
+    Survivors,
     VectorHead,
     check_reply,
 )
 from common.secagg.roster import MOST_NODES
 from server.secagg_round import masked_sum
 from tests.sums import Sums, names_of, run_of
+
+REQUESTS: dict[Stage, type[Message]] = {
+    Stage.KEYS: Invitation,
+    Stage.SHARES: Group,
+    Stage.VECTOR: Delivery,
+    Stage.AGREEMENT: Survivors,
+    Stage.REVEAL: Agreements,
+}
 
 TERMS = run_of(3, bits=20, length=5).terms
 HEAD = VectorHead(session="ab" * 32, name="north", sharers="cd" * 32)
