@@ -34,6 +34,7 @@ from common.made_up import made_up_records
 from common.messages import ModelSpec
 from common.precision import CLOSE_ENOUGH, WORTH_IT, bfloat16_deviation, computes_bfloat16, operations, resolve
 from tests.models import minilm_folder
+from tests.processes import wait_until
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 SIZE = 24
@@ -342,6 +343,8 @@ def test_no_more_is_computed_than_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     ready = FeaturePass(made(Normed()), "net")
     batches = ready.run(np.zeros((40 * workers * ready.batch, SIZE, SIZE), np.uint8))
     next(batches)
-    time.sleep(0.5)
-    assert len(computed) <= BATCHES_AHEAD * workers + 1
+    ahead = BATCHES_AHEAD * workers + 1
+    assert wait_until(lambda: len(computed) == ahead)
+    time.sleep(0.2)
+    assert len(computed) == ahead
     assert 1 + sum(1 for _ in batches) == 40 * workers == len(computed)
