@@ -118,6 +118,11 @@ def backbone_digest(
     return digest.hexdigest()
 
 
+def stage_tensors(stages: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers of all stages, each by its stage's name and its own."""
+    return {f"{stage}.{name}": value for stage, made in stages.items() for name, value in made.state_dict().items()}
+
+
 def freeze(module: nn.Module) -> nn.Module:
     """Put a module into eval mode and take the gradients away; the module itself is returned."""
     return module.eval().requires_grad_(False)

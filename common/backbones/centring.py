@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,11 +54,6 @@ class Centre(nn.Module):
         """(N, D) -> (N, D)."""
         scaled = (features - self.mean) / self.std
         return functional.normalize(scaled, dim=1) * math.sqrt(features.shape[1])
-
-
-def stage_tensors(stages: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters and buffers of all stages, each by its stage's name and its own."""
-    return {f"{stage}.{name}": value for stage, made in stages.items() for name, value in made.state_dict().items()}
 
 
 def centred(backbone: Backbone) -> Backbone:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.backbones.audio import AudioPreprocessing
-from common.backbones.backbone import Backbone, backbone_digest, freeze
+from common.backbones.backbone import Backbone, backbone_digest, freeze, stage_tensors
 from common.backbones.hf_files import (
     Files,
     Reference,
@@ -48,7 +48,8 @@ def load(reference: str) -> Backbone:
         The backbone, frozen, in eval mode, on the CPU.
 
     Raises:
-        ConfigError: the model is neither here nor reachable, is of no known kind, or its files are not whole.
+        ConfigError: the model is neither here nor reachable, is of no known kind, or its files are not whole or do not
+            fit each other, so that some text could not be run.
     """
     wanted = parse(reference)
     files = read_files(model_folder(wanted))
@@ -59,6 +60,8 @@ def load(reference: str) -> Backbone:
     for stage in stages.values():
         freeze(stage)
     preprocessing = preprocessing_of(files, model.config, wanted.length)
+    if isinstance(preprocessing, TextPreprocessing):
+        _check_texts(reference, stages, preprocessing, model.config.vocab_size)
     said = card(files.folder)
     return Backbone(
         name=reference,
@@ -66,7 +69,7 @@ def load(reference: str) -> Backbone:
         preprocessing=preprocessing,
         licence=said["licence"],
         trained_on=said["trained_on"] if wanted.seed is None else "nothing: random weights",
-        digest=backbone_digest(architecture(files, pool), preprocessing.describe(), named_tensors(stages)),
+        digest=backbone_digest(architecture(files, pool), preprocessing.describe(), stage_tensors(stages)),
     )
 
 
@@ -74,11 +77,6 @@ def architecture(files: Files, pool: str) -> dict[str, Any]:
     """Everything but the weights that decides what the stages compute; part of the digest."""
     config = {name: value for name, value in files.config.items() if name not in _VOLATILE}
     return {"family": "hf-v1", "config": config, "pool": f"{pool}, length sqrt(d)"}
-
-
-def named_tensors(stages: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters and buffers of all stages, named ``<stage>.<name in the stage>``."""
-    return {f"{stage}.{name}": value for stage, part in stages.items() for name, value in part.state_dict().items()}
 
 
 def _kind(reference: str, files: Files) -> tuple[Callable[[Any, str], dict[str, nn.Module]], Callable[..., Any]]:
@@ -152,6 +150,32 @@ def _text(files: Files, config: Any, length: int | None) -> TextPreprocessing:
         pad_id=pad if isinstance(pad, int) else 0,
         token_types=getattr(config, "type_vocab_size", 1) > 1,
     )
+
+
+@torch.inference_mode()
+def _check_texts(
+    reference: str, stages: Mapping[str, nn.Module], preprocessing: TextPreprocessing, embedded: int
+) -> None:
+    """Make sure that every token has an embedding, and that the shortest and the longest text can be run.
+
+    What fails later, fails on a record, and a node that cannot answer says something of that record.
+    """
+    if preprocessing.greatest_id >= embedded:
+        raise ConfigError(
+            f"expected a tokenizer with token ids below {embedded}, the rows of the embedding, in {reference}, got "
+            f"{preprocessing.greatest_id}; take the tokenizer and the network of one model"
+        )
+    for prepared in (preprocessing(preprocessing.blank()), preprocessing.fullest()):
+        values: Any = prepared
+        try:
+            for stage in stages.values():
+                values = stage(values)
+        except Exception as error:  # whatever a network makes of it
+            raise ConfigError(
+                f"expected a network that takes all texts of up to {preprocessing.max_length} tokens at {reference}, "
+                f"but on one it fails ({type(error).__name__}); write another number after the colon in "
+                "model.backbone, or choose another model"
+            ) from error
 
 
 def _image(files: Files, config: Any, length: int | None) -> ImagePreprocessing:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.backbones.backbone import Activations, Backbone, Preprocessing, backbone_digest, freeze
-from common.backbones.centring import STAGE, centred, stage_tensors, without_centre
+from common.backbones.backbone import Activations, Backbone, Preprocessing, backbone_digest, freeze, stage_tensors
+from common.backbones.centring import STAGE, centred, without_centre
 from common.backbones.package_facts import Builder, read_builder
 from common.errors import ConfigError
 from common.light_torch import complete_torch

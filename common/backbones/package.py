@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from common import durable
-from common.backbones.backbone import Backbone, freeze
-from common.backbones.centring import STAGE, Centre, centred, stage_tensors, with_centre
+from common.backbones.backbone import Backbone, freeze, stage_tensors
+from common.backbones.centring import STAGE, Centre, centred, with_centre
 from common.backbones.package_facts import FACTS, FORMAT, WEIGHTS, PackageFacts, changed, read_facts, read_file
 from common.backbones.weight_files import copied_like
 from common.errors import ConfigError

@@ -96,6 +96,16 @@ class TextPreprocessing:
         """One empty text."""
         return ("",)
 
+    def fullest(self) -> tuple[Tensor, ...]:
+        """A made-up text as ``__call__`` prepares it, of the greatest length, all of the token with the greatest id."""
+        parts = (torch.full((1, self.max_length), self.greatest_id), torch.ones(1, self.max_length))
+        return (*parts, torch.zeros_like(parts[0])) if self.token_types else parts
+
+    @functools.cached_property
+    def greatest_id(self) -> int:
+        """Of the tokens that the tokenizer knows."""
+        return max(self._tokenizer.get_vocab().values(), default=0)
+
     def describe(self) -> dict[str, Any]:
         """The tokenizer by its digest, which another layout of the same file does not change."""
         return {

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.backbones.backbone import Backbone, backbone_digest, freeze
-from common.backbones.centring import centred, stage_tensors
+from common.backbones.backbone import Backbone, backbone_digest, freeze, stage_tensors
+from common.backbones.centring import centred
 from common.backbones.package_facts import Builder, read_builder
 from common.backbones.preprocessing import ImagePreprocessing
 from common.backbones.torchvision_models import models

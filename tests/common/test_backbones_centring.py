@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from common.backbones.backbone import Backbone
-from common.backbones.centring import STAGE, Centre, centred, centred_on, measure, stage_tensors, without_centre
+from common.backbones.backbone import Backbone, stage_tensors
+from common.backbones.centring import STAGE, Centre, centred, centred_on, measure, without_centre
 from common.backbones.controls import load_reference
 from common.backbones.preprocessing import ImagePreprocessing
 from common.errors import ConfigError

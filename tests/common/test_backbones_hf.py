@@ -410,6 +410,32 @@ def test_lengths_that_the_model_does_not_take_are_refused(folders: Callable[[str
     refused(f"hf/{folders('whisper')}:9", "2 seconds", "9")
 
 
+def test_a_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
+    model: Any = bert(tmp_path)
+    model.save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    described["model"]["vocab"]["rare"] = 149
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    hf_family.load(f"hf/{tmp_path}")
+    described["model"]["vocab"]["rarer"] = 150
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    refused(f"hf/{tmp_path}", "token ids below 150", "got 150")
+
+
+@pytest.mark.parametrize(("chunk", "length", "fits"), [(8, 36, False), (40, 40, False), (8, 40, True)])
+def test_a_network_that_fails_on_texts_of_some_length_is_refused(
+    tmp_path: Path, chunk: int, length: int, fits: bool
+) -> None:
+    """Chunks of 8 divide 32, which short texts are padded to, and not 36; chunks of 40 do not divide 32."""
+    model: Any = bert(tmp_path)
+    model.config.chunk_size_feed_forward = chunk
+    model.save_pretrained(tmp_path)
+    if fits:
+        hf_family.load(f"hf/{tmp_path}:{length}")
+    else:
+        refused(f"hf/{tmp_path}:{length}", f"all texts of up to {length} tokens", "ValueError")
+
+
 @pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_cached_features_are_zero_in_the_padding(kind: str, folders: Callable[[str], Path]) -> None:
     backbone: Backbone = hf_family.load(f"hf/{folders(kind)}")

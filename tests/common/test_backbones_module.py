@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.backbones.backbone import Backbone
-from common.backbones.centring import STAGE, stage_tensors
+from common.backbones.backbone import Backbone, stage_tensors
+from common.backbones.centring import STAGE
 from common.backbones.controls import load_reference
 from common.data import hold_out, load_source
 from common.errors import ConfigError

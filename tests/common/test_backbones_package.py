@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import fedgraft
 from common.backbones import vectors_package
-from common.backbones.backbone import Backbone
-from common.backbones.centring import STAGE, stage_tensors
+from common.backbones.backbone import Backbone, stage_tensors
+from common.backbones.centring import STAGE
 from common.backbones.controls import load_reference
 from common.backbones.package import load, save, verify
 from common.backbones.package_facts import FACTS, WEIGHTS, PackageFacts

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 import fedgraft
-from common.backbones.backbone import Backbone
-from common.backbones.centring import STAGE, stage_tensors
+from common.backbones.backbone import Backbone, stage_tensors
+from common.backbones.centring import STAGE
 from common.backbones.controls import load_reference
 from common.backbones.package import save
 from common.backbones.torchvision_family import Recipe, _is_all_state, build, load, load_file, model_names
