@@ -16,7 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+
+from client.own_socket import listen_at
 
 CHUNK_BYTES = 1 << 16
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -48,12 +49,7 @@ async def listen(here: str, there: str) -> asyncio.Server:
     if is_port(here):
         host, _, port = here.rpartition(":")
         return await asyncio.start_server(carry, host, int(port))
-    Path(here).unlink(missing_ok=True)
-    before = os.umask(0o177)
-    try:
-        return await asyncio.start_unix_server(carry, here)
-    finally:
-        os.umask(before)
+    return await listen_at(here, carry)
 
 
 async def run(here: str, there: str, program: Sequence[str]) -> int:

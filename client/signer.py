@@ -24,6 +24,7 @@ from pathlib import Path
 
 from client.keys import KEY
 from client.node_config import load_node_config
+from client.own_socket import listen_at
 from common.errors import ConfigError, FederationError, PrivacyError
 from common.privacy.keys import load_private, sign
 from common.secagg.signed import MOST_SIGNED_BYTES, check_signable
@@ -63,12 +64,7 @@ async def serve(folder: Path) -> asyncio.Server:
             await writer.drain()
         writer.close()
 
-    Path(SOCKET).unlink(missing_ok=True)
-    before = os.umask(0o177)
-    try:
-        return await asyncio.start_unix_server(answer, SOCKET)
-    finally:
-        os.umask(before)
+    return await listen_at(SOCKET, answer)
 
 
 def ask_signer(folder: Path, data: bytes, patience_s: float = PATIENCE_S) -> bytes:
