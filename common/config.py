@@ -25,6 +25,7 @@ __all__ = [
     "BUILT_IN_SOURCES",
     "RunConfig",
     "Scalar",
+    "check_updates",
     "config_digest",
     "default_flat",
     "dump_toml",
@@ -114,6 +115,20 @@ def config_digest(config: RunConfig) -> str:
     """Return the SHA-256 of the configuration, hexadecimal; equal configurations have equal digests."""
     canonical = json.dumps(to_flat(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def check_updates(config: RunConfig, nodes: int) -> None:
+    """Make sure that so many nodes send what the strategy needs in a round.
+
+    Raises:
+        ConfigError: they are too few.
+    """
+    least = config.federation.least_updates
+    if nodes < least:
+        raise ConfigError(
+            f"the strategy {config.federation.strategy!r} needs at least {least} nodes, got {nodes}; add nodes or "
+            "choose another federation.strategy"
+        )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ KEY_ROLES = (
 STRATEGIES_WITH_SERVER_LEARNING_RATE = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
 STRATEGIES_WITH_SERVER_MOMENTUM = ("fedavgm", "fedadam", "fedyogi")
 STRATEGIES_FOR_SUMS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+LEAST_UPDATES = {"krum": 3, "multikrum": 3, "bulyan": 3}  # of a round; every other strategy works on one
 
 _MOST = 1_000_000  # of anything that is counted: beyond it, a slip of the finger
 _Count = Annotated[int, Field(ge=1, le=_MOST), Expected("a whole number from 1 to 1000000")]
@@ -93,6 +94,11 @@ class FederationConfig(_Section):
     round_timeout_s: _Positive = Field(
         600.0, description="Seconds that a round waits for its nodes before it goes on without them; real nodes only."
     )
+
+    @property
+    def least_updates(self) -> int:
+        """Updates without which the strategy cannot combine a round's."""
+        return LEAST_UPDATES.get(self.strategy, 1)
 
     @field_validator("server_learning_rate", "server_momentum")
     @classmethod
@@ -335,6 +341,18 @@ class RunConfig(_Section):
             raise ValueError(
                 "evaluation.patience: expected data.validation_fraction above 0 beside it, came 0; the server needs "
                 "records of its own to stop by"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> Self:
+        """Refuse a strategy that needs more updates than a round brings (sites are counted later)."""
+        cohort, nodes, least = self.federation.cohort, self.federation.nodes, self.federation.least_updates
+        counted = cohort is not None or self.data.partition != "site"
+        if counted and (cohort or nodes) < least:
+            raise ValueError(
+                f"federation.{'cohort' if cohort else 'nodes'}: expected at least {least} for the strategy "
+                f"{show(self.federation.strategy)}, came {cohort or nodes}"
             )
         return self
 

@@ -72,6 +72,7 @@ def propose(config: RunConfig, run_id: str, federation: Federation | None = None
         weighting=config.federation.weighting,
         evaluate_every=config.evaluation.every,
         patience=config.evaluation.patience,
+        least_updates=config.federation.least_updates,
     )
     watched = {"validation": federation.validation} if len(federation.validation) else {}
     if config.evaluation.node_metrics == "exact":

@@ -43,6 +43,7 @@ class RoundPlan:
         weighting: ``"equal"`` or ``"declared"`` (by the nodes' declared sizes).
         evaluate_every: the head is evaluated after every so many rounds, and after the last.
         patience: evaluations without a lower validation loss after which the run stops; None is never.
+        least_updates: that the strategy needs in a round.
     """
 
     nodes: int
@@ -53,6 +54,7 @@ class RoundPlan:
     weighting: str
     evaluate_every: int
     patience: int | None = None
+    least_updates: int = 1
 
     @property
     def rounds(self) -> int:
@@ -144,13 +146,14 @@ def run_round(
     messages = strategy.configure_train(round_, wire.encode_head(state.head), config, view)
     answers = link.collect(messages, state.head)
     weights = {member.node_id: _weight(member, plan.weighting) for member in cohort}
-    head = aggregate(strategy, round_, answers.updates.values(), weights) if answers.updates else None
+    enough = len(answers.updates) >= plan.least_updates
+    head = aggregate(strategy, round_, answers.updates.values(), weights) if enough else None
     if not answers.updates:
         raise _nobody(answers.failed, round_)
     if head is None:
         raise ProtocolError(
-            f"expected enough updates for the strategy {type(strategy).__name__.lower()}, got {len(answers.updates)} "
-            f"updates in round {round_}; add nodes or choose another federation.strategy"
+            f"expected at least {plan.least_updates} updates for the strategy {type(strategy).__name__.lower()}, got "
+            f"{len(answers.updates)} updates in round {round_}; see the nodes' logs, then resume the run"
         )
     if plan.offer.model.head in SOLVED_HEADS:
         replied = [member for member in cohort if member.name in answers.updates]
@@ -208,6 +211,11 @@ def _check_members(link: Link, plan: RoundPlan) -> None:
         raise ProtocolError(
             f"expected at least {plan.cohort} nodes (federation.cohort), only {len(link.members)} accepted the offer; "
             "lower federation.cohort or see the nodes' logs"
+        )
+    if len(link.members) < plan.least_updates:
+        raise ProtocolError(
+            f"expected at least {plan.least_updates} nodes for federation.strategy, only {len(link.members)} accepted "
+            "the offer; see the nodes' logs"
         )
     if len(link.members) < plan.offer.terms.nodes:
         raise ProtocolError(

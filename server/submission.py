@@ -15,7 +15,7 @@ import tomli_w
 
 from common import durable, errors
 from common.bundle import app_digest, assemble
-from common.config import RunConfig, dump_toml, load_config, to_flat
+from common.config import RunConfig, check_updates, dump_toml, load_config, to_flat
 from common.data import load_source
 from common.durable import read_lines
 from common.errors import ConfigError, FederationError
@@ -45,7 +45,7 @@ def open_run(place: Place, config: RunConfig, name: str, nodes: Sequence[str]) -
 
     Raises:
         ConfigError: the name is taken or no name, a node is not registered, the configuration is for simulations, or
-            its sums want more nodes.
+            its sums or its strategy want more nodes.
         PrivacyError: its sums protect too little.
     """
     _check(config)
@@ -58,6 +58,7 @@ def open_run(place: Place, config: RunConfig, name: str, nodes: Sequence[str]) -
             "one with `fedgraft server add-node`"
         )
     check_sums(config, nodes or registered)
+    check_updates(config, len(nodes or registered))
     folder = place.runs / name
     if not _NAME.fullmatch(name) or folder.exists():
         raise ConfigError(f"expected a new name for the run, {name!r} is taken or no name; choose another --name")

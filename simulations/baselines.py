@@ -99,8 +99,15 @@ def _untrained(config: RunConfig) -> str:
 
 
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    alone = changed(config, data={"partition": "iid"}, federation={"nodes": 1, "cohort": None}, privacy=IN_ONE_PLACE)
+    federation = {"nodes": 1, **_of_one_node(config)}
+    alone = changed(config, data={"partition": "iid"}, federation=federation, privacy=IN_ONE_PLACE)
     return _one_federation(alone, folder)
+
+
+def _of_one_node(config: RunConfig) -> dict[str, object]:
+    """Among the updates of one node there is nothing to choose: they are their own mean."""
+    chooses = config.federation.least_updates > 1
+    return {"cohort": None, "strategy": "fedavg" if chooses else config.federation.strategy}
 
 
 def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
@@ -115,7 +122,7 @@ def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress:
 
 
 def _local(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    alone = changed(config, federation={"cohort": None}, privacy=BY_ITSELF)
+    alone = changed(config, federation=_of_one_node(config), privacy=BY_ITSELF)
     names = preflight.federation.names
     scores = {}
     for partition, name in enumerate(names):

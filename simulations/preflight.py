@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.backbones.backbone import CutsTexts
-from common.config import RunConfig
+from common.config import RunConfig, check_updates
 from common.data.federation import Federation, assemble, source_features
 from common.errors import ConfigError
 from common.features import Progress, cached_backbone, default_cache, first_not_finite
@@ -84,8 +84,7 @@ def _check_finite(features: NDArray[np.float32], federation: Federation) -> None
 
 
 def _check_cohort(config: RunConfig, federation: Federation) -> None:
-    cohort = config.federation.cohort
-    if cohort is not None and cohort > len(federation.shares):
-        raise ConfigError(
-            f"federation.cohort must be at most the number of nodes, {len(federation.shares)}, got {cohort}; lower it"
-        )
+    cohort, nodes = config.federation.cohort, len(federation.shares)
+    if cohort is not None and cohort > nodes:
+        raise ConfigError(f"federation.cohort must be at most the number of nodes, {nodes}, got {cohort}; lower it")
+    check_updates(config, nodes)

@@ -71,7 +71,7 @@ plain = st.fixed_dictionaries({"strategy": st.sampled_from(["fedavg", "fedmedian
 federations = st.builds(
     lambda base, strategy: base | strategy,
     st.fixed_dictionaries(
-        {"nodes": counts, "rounds": counts, "weighting": st.sampled_from(["equal", "declared"])},
+        {"nodes": st.integers(3, 1_000_000), "rounds": counts, "weighting": st.sampled_from(["equal", "declared"])},
         optional={"seed": st.integers(0, 2**63 - 1)},
     ),
     proximal | adaptive | plain,
@@ -225,6 +225,17 @@ def test_one_mistake_is_one_line(write):
 )
 def test_a_mistake_names_its_key_what_was_expected_and_what_came(write, override, said):
     assert said in complaint(write(GOOD), override)
+
+
+@pytest.mark.parametrize(
+    ("key", "came", "strategy"),
+    [("nodes", 2, "bulyan"), ("nodes", 1, "multikrum"), ("cohort", 2, "krum")],
+)
+def test_a_strategy_that_needs_more_updates_than_a_round_brings_is_refused(write, key, came, strategy):
+    overrides = [f"federation.strategy={strategy}", f"federation.{key}="]
+    said = complaint(write(GOOD), overrides[0], f"{overrides[1]}{came}")
+    assert said.endswith(f'federation.{key}: expected at least 3 for the strategy "{strategy}", came {came}')
+    load_config(write(GOOD), [overrides[0], f"{overrides[1]}3"])
 
 
 def test_a_missing_key_is_not_reported_twice_when_its_misspelt_form_is(write):

@@ -189,8 +189,18 @@ def test_cohorts_survive_a_resume_without_a_seed_too() -> None:
 
 
 def test_a_strategy_that_makes_nothing_of_so_few_updates_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match=r"bulyan.*2 updates"):
+    with pytest.raises(ProtocolError, match=r"at least 3 updates for the strategy bulyan, got 2 updates"):
+        run_with(
+            misbehaving(2, BAD_ANSWERS["an error"]),
+            small_config(federation={"strategy": "bulyan", "cohort": 3}),
+            tmp_path,
+        )
+
+
+def test_a_strategy_that_wants_more_nodes_than_accept_asks_none(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError, match=r"at least 3 nodes for federation\.strategy, only 2 accepted"):
         run_in_process(small_config(federation={"strategy": "bulyan"}), tmp_path, range(2))
+    assert not (tmp_path / "rounds.jsonl").exists()
 
 
 def test_a_round_without_any_update_stops_with_the_reasons(tmp_path: Path) -> None:

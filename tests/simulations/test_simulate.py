@@ -141,6 +141,18 @@ def test_the_baselines_charge_nothing_to_the_nodes_of_the_run(finished: Path) ->
         assert sum(entry["kind"] == "reserve" for entry in entries) == 3
 
 
+@pytest.mark.parametrize("strategy", ["krum", "multikrum", "bulyan", "fedtrimmedavg", "fedmedian"])
+def test_one_node_by_itself_is_averaged_whatever_the_strategy(strategy: str, tmp_path: Path) -> None:
+    config = written(
+        tmp_path,
+        federation={"strategy": strategy, "nodes": 3, "rounds": 1},
+        evaluation={"baselines": "pooled,local_mean"},
+    )
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    accuracy = result_of(tmp_path / "run")["accuracy"]
+    assert min(accuracy["pooled"], accuracy["local_mean"]) > 0.2
+
+
 def test_over_several_seeds_the_largest_epsilon_and_all_open_reservations_are_told(finished: Path) -> None:
     low, high = result_of(finished), result_of(finished)
     low["privacy"]["epsilon_per_node"]["node-001"] = 1.0
@@ -333,6 +345,17 @@ def test_an_unreadable_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     config = written(tmp_path, data={"source": str(tmp_path / "images")})
     line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
     assert "3.png" in line
+
+
+def test_a_strategy_for_more_nodes_than_there_are_sites_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digit_files(tmp_path / "images", 100)
+    data = {"source": str(tmp_path / "images"), "partition": "site"}
+    config = written(tmp_path, data=data, federation={"strategy": "bulyan"})
+    line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
+    assert "'bulyan' needs at least 3 nodes, got 2" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_class_without_an_example_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
