@@ -41,6 +41,9 @@ def descend(steps: Sequence[Step]) -> list[dict[str, Tensor]]:
     Values are finite, whatever the learning rate: a round that was paid for must not be refused for what its noise was.
     The refusal would be an answer about a draw that nobody pays for, and the next try would draw anew.
 
+    FedProx's pull (Li et al. 2020, arXiv:1812.06127) is a proximal step, which solves for where it leads: at learning
+    rate × mu = 1 half of the way back to the head that was sent, and never beyond it.
+
     Returns:
         Name to new float32 tensor, for each step.
     """
@@ -51,10 +54,11 @@ def descend(steps: Sequence[Step]) -> list[dict[str, Tensor]]:
     for name in first.start:
         values = _stacked([step.start[name] for step in steps])
         slopes = _stacked([step.gradient[name] for step in steps])
-        if mu := first.task.proximal_mu:
-            slopes = slopes + mu * (values - _stacked([step.task.head[name] for step in steps]))
-        ends = (values - first.task.learning_rate * slopes).float()
-        reached[name] = ends.nan_to_num_(nan=0.0, posinf=LARGEST, neginf=-LARGEST).unbind()
+        ends = values - first.task.learning_rate * slopes
+        if pull := first.task.learning_rate * first.task.proximal_mu:
+            sent = _stacked([step.task.head[name] for step in steps])
+            ends = sent + (ends - sent) / (1 + pull)
+        reached[name] = ends.float().nan_to_num_(nan=0.0, posinf=LARGEST, neginf=-LARGEST).unbind()
     return [{name: rows[place] for name, rows in reached.items()} for place in range(len(steps))]
 
 

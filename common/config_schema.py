@@ -85,7 +85,9 @@ class FederationConfig(_Section):
         None, description="Momentum of the server's optimiser (fedavgm, fedadam, fedyogi)."
     )
     proximal_mu: Annotated[float | None, Field(ge=0), Expected("a number of at least 0")] = Field(
-        None, description="Pull towards the round's head (fedprox, which requires it).", validate_default=True
+        None,
+        description="Pull towards the round's head (fedprox, which requires it); 0 is none.",
+        validate_default=True,
     )
     weighting: Annotated[Literal["equal", "declared"], Expected('"equal" or "declared"')] = Field(
         "declared", description="What a node's update counts: the same for all, or its declared number of records."

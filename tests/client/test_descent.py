@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from client.descent import LARGEST, Step, descend
@@ -41,13 +43,23 @@ def test_a_step_goes_down_the_gradient_and_towards_the_head_that_was_sent() -> N
     asked = step(1, task_of(rate=0.25, mu=0.5))
     (reached,) = descend([asked])
     for name, start in asked.start.items():
-        pull = 0.5 * (start - asked.task.head[name])
-        expected = start.double() - 0.25 * (asked.gradient[name] + pull.double())
+        pull = 0.5 * (reached[name].double() - asked.task.head[name])
+        expected = start.double() - 0.25 * (asked.gradient[name] + pull)
         assert reached[name].dtype == torch.float32
         torch.testing.assert_close(reached[name], expected.float(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.3])
+@given(st.floats(1e-3, 1e3), st.floats(0, 1e300))
+def test_no_pull_leads_beyond_the_head_that_was_sent(rate: float, mu: float) -> None:
+    task = task_of(rate, mu)
+    still = {name: torch.zeros_like(value) for name, value in drawn(1, torch.float64).items()}
+    (reached,) = descend([Step(drawn(1, torch.float32), still, task)])
+    for name, start in drawn(1, torch.float32).items():
+        sent = task.head[name]
+        assert ((torch.minimum(start, sent) <= reached[name]) & (reached[name] <= torch.maximum(start, sent))).all()
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.3, 1e6])
 @pytest.mark.parametrize("rates", [(0.5, 0.5, 0.5), (0.5, 0.1, 0.5)])
 @pytest.mark.parametrize("widths", [(64, 64, 64), (64, 5, 64), (SMALL // 10,) * 3])
 def test_steps_of_many_nodes_lead_where_each_leads_by_itself(
