@@ -31,6 +31,7 @@ from server.run_folder import (
     check_inputs,
     expected_nodes,
     keep_config,
+    last_round,
     named_nodes,
     run_folder,
     run_identity,
@@ -49,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
         keep_config(folder, config)
         named = named_nodes(folder)
         if named is None:
-            run(config, grid, folder, expected_nodes(context))
+            run(config, grid, folder, expected_nodes(context), last_round(context))
         else:
             with alone_in(folder):
                 run_deployed(config, grid, folder, named)
@@ -83,7 +84,7 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
     conclude(folder, config, federation, replace(proposal, plan=plan), final)
 
 
-def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -> None:
+def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None, ends_after: int | None = None) -> None:
     """Run, or continue, the simulated federation that a configuration describes.
 
     Args:
@@ -91,12 +92,13 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None) -
         grid: Flower's link to the nodes.
         folder: the run folder; exists.
         nodes: to wait for; None waits for all that the configuration describes.
+        ends_after: the round that is played last, under the plan of all; None plays all.
 
     Raises:
         FederationError: as the parts raise it; what was saved stays.
     """
     proposal = _begun(config, folder, assemble(config))
-    plan = proposal.plan if nodes is None else replace(proposal.plan, nodes=nodes)
+    plan = replace(proposal.plan, nodes=proposal.plan.nodes if nodes is None else nodes, last_round=ends_after)
     strategy = strategy_of(config)
     link, store = Link(grid), RunStore(folder, plan.offer.run_id, durable=False)
     play = SumRounds(store, simulated_roster) if plan.offer.terms.trust == "secagg" else None

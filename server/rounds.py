@@ -44,6 +44,7 @@ class RoundPlan:
         evaluate_every: the head is evaluated after every so many rounds, and after the last.
         patience: evaluations without a lower validation loss after which the run stops; None is never.
         least_updates: that the strategy needs in a round.
+        last_round: after which the run ends before all of its plan is played; None plays all.
     """
 
     nodes: int
@@ -55,11 +56,13 @@ class RoundPlan:
     evaluate_every: int
     patience: int | None = None
     least_updates: int = 1
+    last_round: int | None = None
 
     @property
     def rounds(self) -> int:
         """Rounds of the whole run."""
-        return self.offer.terms.rounds
+        planned = self.offer.terms.rounds
+        return planned if self.last_round is None else min(self.last_round, planned)
 
 
 PlayRound = Callable[[Checkpoint, RoundPlan, Link, FedAvg, Evaluate, Mapping[str, Evaluate]], Checkpoint]

@@ -59,6 +59,12 @@ def expected_nodes(context: Context) -> int | None:
     return None if nodes is None else int(nodes)
 
 
+def last_round(context: Context) -> int | None:
+    """The round after which an in-process engine ends the run, which may be before the last planned; None if unsaid."""
+    round_ = context.node_config.get("last-round")
+    return None if round_ is None else int(round_)
+
+
 @contextmanager
 def alone_in(folder: Path, timeout_s: float = 120.0) -> Iterator[None]:
     """Keep every other server app out of a run's folder; one that lost its SuperLink takes a while to end.

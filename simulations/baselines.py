@@ -7,7 +7,7 @@ would have been, and charges nothing to the nodes of the run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from common.config import RunConfig
 from common.data.federation import assemble
 from common.errors import ConfigError, PrivacyError
 from common.features import cached_backbone
+from common.privacy.accountant import epsilon_after
 from common.tasks import Scores
 from server.checkpoints import RunStore
 from server.coordinator import propose
@@ -46,27 +47,34 @@ class World:
     Attributes:
         accuracy: on the held-out records; the mean over nodes where each trains alone.
         recalls: per node, or once as ``"all"``: recall of each class, shape (K,), None where there are none.
+        epsilon: of the node that spent most, at the run's delta and unit; None without privacy.
     """
 
     accuracy: float
     recalls: Mapping[str, Tensor | None]
+    epsilon: float | None
 
 
-def run_baselines(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> dict[str, World]:
+def run_baselines(
+    config: RunConfig, preflight: Preflight, rounds: int, folder: Path, progress: Progress
+) -> dict[str, World]:
     """Run the baselines that the configuration names.
 
     Args:
         config: of the run.
         preflight: of the run.
+        rounds: that the federation played; a baseline plays no more of the same plan, with the same noise.
         folder: where the worlds keep their files; emptied by the caller.
         progress: called with (name, federations done, federations to do).
 
     Raises:
         FederationError: as the federation itself raises it.
     """
+    plan = replace(preflight.proposal.plan, last_round=rounds)
+    played = replace(preflight, proposal=replace(preflight.proposal, plan=plan))
     worlds = {}
     for name in config.evaluation.baseline_names:
-        worlds[name] = _WORLDS[name](config, preflight, folder / name, progress)
+        worlds[name] = _WORLDS[name](config, played, folder / name, progress)
     return worlds
 
 
@@ -101,7 +109,7 @@ def _untrained(config: RunConfig) -> str:
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     federation = {"nodes": 1, **_of_one_node(config)}
     alone = changed(config, data={"partition": "iid"}, federation=federation, privacy=IN_ONE_PLACE)
-    return _one_federation(alone, folder)
+    return _one_federation(alone, preflight, folder)
 
 
 def _of_one_node(config: RunConfig) -> dict[str, object]:
@@ -111,45 +119,61 @@ def _of_one_node(config: RunConfig) -> dict[str, object]:
 
 
 def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    return _one_federation(changed(config, model={"backbone": _untrained(config), "weights": None}), folder)
+    untrained = changed(config, model={"backbone": _untrained(config), "weights": None})
+    return _one_federation(untrained, preflight, folder)
 
 
 def _raw_pixels(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     side = max(max(image.shape[:2]) for image in preflight.federation.data.inputs[:64])
     pixels = {"backbone": f"pixels/{min(side, RAW_PIXELS)}", "weights": None, "cut": None}
     head = "linear" if config.model.head == "upper" else config.model.head  # there is no stage above pixels
-    return _one_federation(changed(config, model={**pixels, "head": head, "train": "all"}), folder)
+    return _one_federation(changed(config, model={**pixels, "head": head, "train": "all"}), preflight, folder)
 
 
 def _local(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     alone = changed(config, federation=_of_one_node(config), privacy=BY_ITSELF)
     names = preflight.federation.names
-    scores = {}
+    rounds, ends = preflight.proposal.plan.rounds, {}
     for partition, name in enumerate(names):
-        scores[name] = final_scores(alone, folder / name, [partition])
+        ends[name] = final_scores(alone, folder / name, [partition], rounds)
         progress("local_mean", partition + 1, len(names))
-    accuracy = float(np.mean([score.accuracy for score in scores.values()]))
-    return World(accuracy, {name: score.class_recall for name, score in scores.items()})
+    accuracy = float(np.mean([scores.accuracy for scores, _ in ends.values()]))
+    recalls = {name: scores.class_recall for name, (scores, _) in ends.items()}
+    return World(accuracy, recalls, max(epsilon for _, epsilon in ends.values()))
 
 
 def _no_dp(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     scores = preflight.proposal.evaluate(train_without_privacy(preflight))
-    return World(scores.accuracy, {"all": scores.class_recall})
+    return World(scores.accuracy, {"all": scores.class_recall}, None)
 
 
-def _one_federation(config: RunConfig, folder: Path) -> World:
+def _one_federation(config: RunConfig, preflight: Preflight, folder: Path) -> World:
     partitions = range(len(assemble(config).shares))
-    scores = final_scores(config, folder, list(partitions))
-    return World(scores.accuracy, {"all": scores.class_recall})
+    scores, epsilon = final_scores(config, folder, list(partitions), preflight.proposal.plan.rounds)
+    return World(scores.accuracy, {"all": scores.class_recall}, epsilon)
 
 
-def final_scores(config: RunConfig, folder: Path, partitions: list[int]) -> Scores:
-    """Run a federation of these nodes in a new folder, and score its last head on the held-out records."""
+def final_scores(
+    config: RunConfig, folder: Path, partitions: list[int], rounds: int | None = None
+) -> tuple[Scores, float]:
+    """Run a federation of these nodes in a new folder, and score its last head on the held-out records.
+
+    Args:
+        config: of the federation.
+        folder: does not exist yet.
+        partitions: numbers of the nodes.
+        rounds: after which it ends, under the plan of all; None plays all.
+
+    Returns:
+        The scores, and epsilon of the node that spent most.
+    """
     folder.mkdir(parents=True)
-    run_in_process(config, folder, partitions)
+    run_in_process(config, folder, partitions, last_round=rounds)
     final = RunStore(folder, run_identity(folder)).latest()
     assert final is not None
-    return propose(config, run_identity(folder)).evaluate(final.head)
+    proposal = propose(config, run_identity(folder))
+    spent = epsilon_after(proposal.plan.offer.terms, max(final.participation.values()))
+    return proposal.evaluate(final.head), spent
 
 
 def changed(config: RunConfig, **sections: Mapping[str, object]) -> RunConfig:

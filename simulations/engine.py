@@ -221,7 +221,12 @@ class _Contents:
 
 
 def run_in_process(
-    config: RunConfig, run_folder: Path, partitions: Sequence[int], *, workers: int | None = None
+    config: RunConfig,
+    run_folder: Path,
+    partitions: Sequence[int],
+    *,
+    workers: int | None = None,
+    last_round: int | None = None,
 ) -> None:
     """Run, or continue, a federation with the real apps on this machine.
 
@@ -230,6 +235,7 @@ def run_in_process(
         run_folder: exists; checkpoints and ledgers go there.
         partitions: numbers of the nodes that take part.
         workers: processes beside this one that play nodes; None takes as many as are worth it.
+        last_round: after which the run ends, under the plan of all rounds; None plays all.
 
     Raises:
         FederationError: as server and configuration raise it.
@@ -251,6 +257,8 @@ def run_in_process(
             state=RecordDict(),
             run_config=to_flat(config),
         )
+        if last_round is not None:
+            context.node_config["last-round"] = last_round
         server.app.app(grid, context)
 
 

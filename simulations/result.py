@@ -54,7 +54,7 @@ def build_result(
         JSON values; what was not computed is None.
     """
     scores = preflight.proposal.evaluate(final.head)
-    plan = preflight.proposal.plan
+    privacy, plan = _privacy(config, preflight, final, folder), preflight.proposal.plan
     federation = preflight.federation
     return {
         "accuracy": {"federated": scores.accuracy, **{name: _accuracy(worlds, name) for name in BASELINES}},
@@ -63,7 +63,11 @@ def build_result(
             "loss": scores.loss if math.isfinite(scores.loss) else None,
             **scores.metrics(federation.data.classes),
         },
-        "privacy": _privacy(config, preflight, final, folder),
+        "epsilon": {
+            "federated": max(privacy["epsilon_per_node"].values()),
+            **{name: worlds[name].epsilon if name in worlds else None for name in BASELINES},
+        },
+        "privacy": privacy,
         "bytes": bytes_facts(lines, backbone_once=0),
         "timing_s": _timing(lines, preflight.seconds, baselines_s),
         "rounds": final.round,
@@ -119,6 +123,7 @@ def mean_result(results: list[Result]) -> Result:
         "accuracy": {name: _mean(values) for name, values in accuracies.items()},
         "accuracy_std": {name: _std(values) for name, values in accuracies.items()},
         "metrics": {name: _mean([result["metrics"][name] for result in results]) for name in first["metrics"]},
+        "epsilon": {name: _max([result["epsilon"][name] for result in results]) for name in first["epsilon"]},
         "privacy": {
             **first["privacy"],
             "epsilon_per_node": worst,
@@ -237,6 +242,10 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _sum(values: list[float | None]) -> float | None:
     return None if None in values else float(np.sum(np.array(values, dtype=float)))
+
+
+def _max(values: list[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _std(values: list[float | None]) -> float | None:

@@ -62,7 +62,7 @@ def simulate(config: RunConfig, ready: Preflight, folder: Path, engine: str, wat
     if final is None:
         raise ProtocolError(f"expected a checkpoint in {folder} after the last round, found none; resume the run")
     began = time.perf_counter()
-    worlds = _baselines(config, ready, folder, watcher)
+    worlds = _baselines(config, ready, final.round, folder, watcher)
     baselines_s = time.perf_counter() - began if worlds else None
     result = build_result(config, ready, final, read_lines(folder / ROUNDS), worlds, baselines_s, folder, engine)
     features = int(ready.features.shape[1])
@@ -216,11 +216,11 @@ def _is_beginning(path: Path) -> bool:
     return path.name.startswith((f".{CONFIG}.", f".{SEEDS}.")) or path.name == SEEDS
 
 
-def _baselines(config: RunConfig, ready: Preflight, folder: Path, watcher: Watcher) -> dict[str, World]:
+def _baselines(config: RunConfig, ready: Preflight, rounds: int, folder: Path, watcher: Watcher) -> dict[str, World]:
     place = folder / "baselines"
     if place.exists():
         shutil.rmtree(place)
-    return run_baselines(config, ready, place, watcher.baseline)
+    return run_baselines(config, ready, rounds, place, watcher.baseline)
 
 
 def _differences(one: RunConfig, other: RunConfig) -> set[str]:

@@ -127,9 +127,9 @@ def _private(setting: Setting, epsilon: float) -> list[float]:
     nodes = range(len(ready.federation.shares))
     pooled = changed(config, data={"partition": "iid"}, federation={"nodes": 1})
     with tempfile.TemporaryDirectory() as folder:
-        together = final_scores(config, Path(folder) / "federated", list(nodes))
-        in_one_place = final_scores(pooled, Path(folder) / "pooled", [0])
-        alone = [final_scores(config, Path(folder) / f"alone-{node}", [node]) for node in nodes]
+        together, _ = final_scores(config, Path(folder) / "federated", list(nodes))
+        in_one_place, _ = final_scores(pooled, Path(folder) / "pooled", [0])
+        alone = [final_scores(config, Path(folder) / f"alone-{node}", [node])[0] for node in nodes]
     mean = float(np.mean([_figure(score, ready, setting) for score in alone]))
     return [_figure(together, ready, setting), _figure(in_one_place, ready, setting), mean]
 

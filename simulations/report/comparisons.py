@@ -14,7 +14,10 @@ SURE = 1.96  # standard errors: 95 %
 
 @dataclass(frozen=True)
 class World:
-    """One column of the comparison: how it is called, what it is, and whether its training was private."""
+    """One column of the comparison: how it is called, what it is, and whether its training was private.
+
+    ``{at}`` in its meaning stands for the ε that it was trained at.
+    """
 
     key: str
     label: str
@@ -25,10 +28,10 @@ class World:
 WORLDS = (
     World(FEDERATED, "Federated", "this run: the nodes train one head together, each adding noise"),
     World("no_dp", "No privacy", "the same federation without clipping and noise", private=False),
-    World("pooled", "Pooled", "all records in one place, one training at the same ε"),
-    World("local_mean", "Node alone", "each node trains by itself at the same ε; the mean over nodes"),
-    World("no_transfer", "No transfer", "the same head on the same network with random weights, at the same ε"),
-    World("raw_pixels", "Raw pixels", "the same head on the bare pixels, at the same ε"),
+    World("pooled", "Pooled", "all records in one place, one training{at}"),
+    World("local_mean", "Node alone", "each node trains by itself{at}; the mean over nodes"),
+    World("no_transfer", "No transfer", "the same head on the same network with random weights{at}"),
+    World("raw_pixels", "Raw pixels", "the same head on the bare pixels{at}"),
 )
 
 
@@ -57,6 +60,25 @@ def worlds(facts: Facts) -> tuple[World, ...]:
     known = {world.key for world in WORLDS}
     extra = [key for key in facts.items("accuracy") if key not in known]
     return (*WORLDS, *(World(key, key.replace("_", " "), "") for key in extra))
+
+
+def meaning(facts: Facts, world: World) -> str:
+    """Return what a world is, with its ε."""
+    return world.meaning.replace("{at}", at_epsilon(facts, world.key))
+
+
+def at_epsilon(facts: Facts, key: str) -> str:
+    """Return " at the same ε" as the federation's, or else at which, as far as it is known."""
+    epsilon = facts.number("epsilon", key)
+    if epsilon is None:
+        return ""
+    return " at the same ε" if spends_the_same(facts, key) else f" at ε{wording.EQUALS}{wording.epsilon(epsilon)}"
+
+
+def spends_the_same(facts: Facts, key: str) -> bool:
+    """Return whether a world spends what the federation does, to a hundredth of it, or is not known to spend at all."""
+    epsilon, own = facts.number("epsilon", key), facts.number("epsilon", FEDERATED)
+    return epsilon is None or (own is not None and math.isclose(epsilon, own, rel_tol=0.01))
 
 
 def compare(run: Run, key: str) -> Comparison | None:
@@ -92,15 +114,17 @@ def verdict(run: Run) -> str:
     federated = run.facts.number("accuracy", FEDERATED)
     if federated is None:
         return f"The federated accuracy was {wording.NOT_COMPUTED}; {wording.promise(run.facts)}."
-    gained = [text for text in (gain(compare(run, "local_mean"), "a node alone"), transfer_gain(run)) if text]
+    gained = [text for text in (gain(run, "local_mean", "a node alone"), transfer_gain(run)) if text]
     start = f"{wording.percent(federated)} accuracy at {wording.promise(run.facts)}"
     return f"{start}: {', '.join(gained)}{privacy_cost(run)}." if gained else f"{start}{privacy_cost(run)}."
 
 
-def gain(comparison: Comparison | None, other: str) -> str | None:
-    """Return "16.7 points above a node alone", or that there is no clear difference."""
+def gain(run: Run, key: str, other: str) -> str | None:
+    """Return "16.7 points above a node alone", or that there is no clear difference; with its ε where it is another."""
+    comparison = compare(run, key)
     if comparison is None:
         return None
+    other += "" if spends_the_same(run.facts, key) else at_epsilon(run.facts, key)
     if not comparison.clear:
         return f"no clear difference from {other}"
     side = "above" if comparison.difference > 0 else "below"
@@ -109,9 +133,10 @@ def gain(comparison: Comparison | None, other: str) -> str | None:
 
 def transfer_gain(run: Run) -> str | None:
     """Return the gain over the better of the baselines without a pre-trained backbone."""
-    others = [(compare(run, "no_transfer"), "an untrained network"), (compare(run, "raw_pixels"), "raw pixels")]
-    known = [(comparison, name) for comparison, name in others if comparison is not None]
-    return gain(*max(known, key=lambda pair: pair[0].other)) if known else None
+    names = {"no_transfer": "an untrained network", "raw_pixels": "raw pixels"}
+    known = {key: comparison.other for key in names if (comparison := compare(run, key)) is not None}
+    best = max(known, key=lambda key: known[key], default=None)
+    return None if best is None else gain(run, best, names[best])
 
 
 def privacy_cost(run: Run) -> str:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import numpy as np
 
 from simulations.report import figures, prose, wording
-from simulations.report.comparisons import FEDERATED, Comparison, World, compare, worlds
+from simulations.report.comparisons import (
+    FEDERATED,
+    Comparison,
+    World,
+    at_epsilon,
+    compare,
+    meaning,
+    spends_the_same,
+    worlds,
+)
 from simulations.report.heat_map import heat_map
 from simulations.report.markup import Markup, definitions, element, folded, join, paragraph, table
 from simulations.report.results import Facts, Run, finite
 from simulations.report.svg import plate
 
 QUESTIONS = (  # baseline, question, what it is compared with, whether the answer is a cost
-    ("local_mean", "Was federating worth it?", "each node alone at the same ε", False),
-    ("no_transfer", "Was transferring worth it?", "the same network untrained", False),
-    ("raw_pixels", "Did the network help at all?", "the bare pixels", False),
+    ("local_mean", "Was federating worth it?", "each node alone{at}", False),
+    ("no_transfer", "Was transferring worth it?", "the same network untrained{at}", False),
+    ("raw_pixels", "Did the network help at all?", "the bare pixels{at}", False),
     ("no_dp", "What did privacy cost?", "the same federation without noise", True),
-    ("pooled", "What did keeping data apart cost?", "all records in one place at the same ε", True),
+    ("pooled", "What did keeping data apart cost?", "all records in one place{at}", True),
 )
 NOMINAL = "What follows is what the plan would give; this run does not promise it."
 SHOWN_CONFUSIONS = 5
@@ -26,7 +35,10 @@ READABLE_CLASSES = 30
 def worth(run: Run) -> Markup:
     """Answer what federating and transferring brought and what privacy cost."""
     accuracy = run.facts.numbers("accuracy")
-    answers = [answer(compare(run, key), question, against, cost) for key, question, against, cost in QUESTIONS]
+    answers = [
+        answer(compare(run, key), question, against.replace("{at}", at_epsilon(run.facts, key)), cost)
+        for key, question, against, cost in QUESTIONS
+    ]
     return join(
         [
             element("div", *answers, class_="cards"),
@@ -87,7 +99,13 @@ def bar_chart(run: Run) -> Markup:
     chance = run.facts.number("chance")
     told = "; ".join(f"{bar.label} {figures.bar_number(bar)}" for bar in bars)
     figure = figures.bars(bars, chance)
-    note = f"All ε: {wording.promise(run.facts)}. “No privacy” has none."
+    others = [
+        f"{world.label}: ε{wording.EQUALS}{wording.epsilon(run.facts.number('epsilon', world.key))}. "
+        for world in worlds(run.facts)
+        if not spends_the_same(run.facts, world.key)
+    ]
+    whose = "Federated" if others else "All ε"
+    note = f"{whose}: {wording.promise(run.facts)}. {''.join(others)}“No privacy” has none."
     spread_note = " Thin lines: one standard deviation over seeds." if spread else ""
     return plate("worlds", "Accuracy on held-out records", figure, f"Accuracy: {told}.", note + spread_note)
 
@@ -95,24 +113,25 @@ def bar_chart(run: Run) -> Markup:
 def accuracy_table(run: Run) -> Markup:
     """List the worlds' accuracies with what each world is."""
     rows = [accuracy_row(run, world) for world in worlds(run.facts)]
-    rows.append(["Chance", wording.percent(run.facts.number("chance"), 2), "", "", "guessing without looking"])
-    columns = ["World", "Accuracy", "Federated minus it", "Std over seeds", "What it is"]
+    rows.append(["Chance", wording.percent(run.facts.number("chance"), 2), "", "", "", "guessing without looking"])
+    columns = ["World", "Accuracy", "ε", "Federated minus it", "Std over seeds", "What it is"]
     if not run.facts.numbers("accuracy_std"):
-        rows, columns = [[*row[:3], row[4]] for row in rows], [*columns[:3], columns[4]]
+        rows, columns = [[*row[:4], row[5]] for row in rows], [*columns[:4], columns[5]]
     return table("Accuracy of each world", columns, rows, numeric=range(1, len(columns) - 1))
 
 
 def accuracy_row(run: Run, world: World) -> list[str]:
     """Return one world's row."""
     facts, comparison = run.facts, compare(run, world.key)
-    spread = facts.number("accuracy_std", world.key)
+    spread, spent = facts.number("accuracy_std", world.key), facts.number("epsilon", world.key)
     difference = comparison.difference if comparison and world.key != FEDERATED else None
     return [
         world.label,
         wording.percent(facts.number("accuracy", world.key), 2),
+        wording.DASH if spent is None else wording.epsilon(spent),
         wording.DASH if difference is None else wording.points(difference, 2),
         wording.DASH if spread is None else f"{100 * spread:.2f}",
-        world.meaning,
+        meaning(facts, world),
     ]
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.report import wording
-from simulations.report.comparisons import FEDERATED, worlds
+from simulations.report.comparisons import FEDERATED, meaning, worlds
 from simulations.report.prose import no_guarantee
 from simulations.report.results import Facts
 
@@ -37,7 +37,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
                 table,
                 f"Accuracy, {world.label.lower()}",
                 accuracy(facts, world.key),
-                world.meaning,
+                meaning(facts, world),
                 world.key == FEDERATED,
             )
     for name, value in metrics(facts):

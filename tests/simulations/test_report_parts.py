@@ -126,6 +126,17 @@ def test_a_federation_that_did_not_pay_is_said_to_have_lost() -> None:
     assert "30.0 points below a node alone" in verdict(run_of(contents))
 
 
+def test_a_world_is_at_the_same_epsilon_only_where_it_is() -> None:
+    contents = result()
+    assert "one training at the same ε" in printed(contents)
+    assert "ε" not in verdict(run_of(contents)).partition(":")[2]
+    contents["epsilon"] |= {"federated": 0.667, "no_transfer": 0.667}
+    assert "one training at ε = 3.00" in printed(contents)
+    assert "random weights at the same ε" in printed(contents)
+    assert "above a node alone at ε = 3.00, " in verdict(run_of(contents)).replace("\N{NO-BREAK SPACE}", " ")
+    assert "at the same ε" not in printed(contents | {"epsilon": None})
+
+
 def test_prose_names_what_the_unit_leaves_out() -> None:
     record = dict(prose.not_protected(run_of(result())))
     assert "ε up to 6.00" in record["A whole patient with several records"]

@@ -153,6 +153,39 @@ def test_one_node_by_itself_is_averaged_whatever_the_strategy(strategy: str, tmp
     assert min(accuracy["pooled"], accuracy["local_mean"]) > 0.2
 
 
+def test_baselines_play_the_rounds_that_patience_left_and_say_their_epsilon(tmp_path: Path) -> None:
+    config = written(
+        tmp_path,
+        federation={"rounds": 12},
+        data={"validation_fraction": 0.2},
+        training={"learning_rate": 50.0},  # far too large: the loss rises soon
+        evaluation={"patience": 2, "baselines": "pooled,local_mean,no_transfer"},
+    )
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    result = result_of(tmp_path / "run")
+    worlds = ["pooled", "no_transfer", *(f"local_mean/{name}" for name in result["node_names"])]
+    logs = [tmp_path / "run" / "baselines" / world / "rounds.jsonl" for world in worlds]
+    assert {lines_in(log) for log in logs} == {result["rounds"]} != {12}
+    assert {name for name, epsilon in result["epsilon"].items() if epsilon is None} == {"no_dp", "raw_pixels"}
+    own = result["epsilon"]["federated"]
+    assert own == max(result["privacy"]["epsilon_per_node"].values()) < 0.9 * result["privacy"]["epsilon_budget"]
+    assert [result["epsilon"][name] for name in ("pooled", "local_mean", "no_transfer")] == pytest.approx([own] * 3)
+
+
+def test_a_cohort_spends_less_than_its_baselines_and_the_report_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = written(tmp_path, federation={"cohort": 1}, evaluation={"baselines": "pooled,no_transfer"})
+    assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    epsilon = result_of(tmp_path / "run")["epsilon"]
+    assert epsilon["federated"] == epsilon["no_transfer"] < 0.9 * epsilon["pooled"]
+    shown = " ".join(capsys.readouterr().out.split())
+    report = (tmp_path / "run" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    for text in (shown, report):
+        assert "random weights at the same ε" in text
+        assert "one training at ε = " in text
+
+
 def test_over_several_seeds_the_largest_epsilon_and_all_open_reservations_are_told(finished: Path) -> None:
     low, high = result_of(finished), result_of(finished)
     low["privacy"]["epsilon_per_node"]["node-001"] = 1.0
