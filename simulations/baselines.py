@@ -143,7 +143,7 @@ def _local(config: RunConfig, preflight: Preflight, folder: Path, progress: Prog
 
 
 def _no_dp(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
-    scores = preflight.proposal.evaluate(train_without_privacy(preflight))
+    scores = preflight.proposal.evaluate(train_without_privacy(preflight, config=config))
     return World(scores.accuracy, {"all": scores.class_recall}, None)
 
 
