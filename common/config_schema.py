@@ -62,6 +62,11 @@ class _Section(Strict):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+def _default(section: type[BaseModel], info: ValidationInfo) -> object:
+    """What a key is worth where it is not given."""
+    return section.model_fields[info.field_name or ""].default
+
+
 class FederationConfig(_Section):
     """Who takes part, and how the server combines what they send."""
 
@@ -150,6 +155,17 @@ class DataConfig(_Section):
         ),
     ] = Field({}, description='The file\'s own names, as in [data.keys] images = "x" or label = "diagnosis".')
 
+    @field_validator("alpha", "shards_per_node")
+    @classmethod
+    def _belongs_to_its_partition(cls, value: float, info: ValidationInfo) -> float:
+        """Refuse a choice that the partition would ignore."""
+        users = ("shards",) if info.field_name == "shards_per_node" else ("dirichlet", "quantity")
+        partition = info.data.get("partition")
+        if value != _default(cls, info) and partition not in (None, *users):
+            wanted = " or ".join(map(show, users))
+            raise ValueError(f"expected only beside partition {wanted}, came beside partition {show(partition)}")
+        return value
+
     @field_validator("keys")
     @classmethod
     def _has_known_roles(cls, keys: dict[str, str]) -> dict[str, str]:
@@ -190,13 +206,13 @@ class ModelConfig(_Section):
         "auto", description="Of features; auto: bfloat16 where the server's processor has it and it is close enough."
     )
 
-    @field_validator("train")
+    @field_validator("train", "hidden")
     @classmethod
-    def _belongs_to_upper(cls, value: str, info: ValidationInfo) -> str:
+    def _belongs_to_its_head(cls, value: str | int, info: ValidationInfo) -> str | int:
         """Refuse a choice that the head would ignore."""
-        head = info.data.get("head")
-        if value != "all" and head not in (None, "upper"):
-            raise ValueError(f'expected only beside head "upper", came beside head {show(head)}')
+        user, head = "mlp" if info.field_name == "hidden" else "upper", info.data.get("head")
+        if value != _default(cls, info) and head not in (None, user):
+            raise ValueError(f"expected only beside head {show(user)}, came beside head {show(head)}")
         return value
 
     @property
@@ -272,11 +288,11 @@ class PrivacyConfig(_Section):
         """Units that a node may declare."""
         return self.largest_node or 100_000
 
-    @field_validator("hospitals_per_patient")
+    @field_validator("records_per_patient", "hospitals_per_patient")
     @classmethod
     def _belongs_to_patients(cls, value: int | None, info: ValidationInfo) -> int | None:
         """Refuse a setting that the unit "record" would ignore."""
-        if value is not None and info.data.get("unit") == "record":
+        if value != _default(cls, info) and info.data.get("unit") == "record":
             raise ValueError('expected only beside unit "patient", came beside unit "record"')
         return value
 

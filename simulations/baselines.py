@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from common.config import RunConfig
+from common.config_schema import DataConfig
 from common.data.federation import assemble
 from common.errors import ConfigError, PrivacyError
 from common.features import cached_backbone
@@ -36,6 +37,11 @@ BY_ITSELF = {
 }  # a node has no one to sum with
 
 IN_ONE_PLACE = {**BY_ITSELF, "hospitals_per_patient": None}
+
+DEALT_EVENLY = {
+    "partition": "iid",
+    **{key: DataConfig.model_fields[key].default for key in ("alpha", "shards_per_node")},
+}
 
 Progress = Callable[[str, int, int], None]
 
@@ -108,7 +114,7 @@ def _untrained(config: RunConfig) -> str:
 
 def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:
     federation = {"nodes": 1, **_of_one_node(config)}
-    alone = changed(config, data={"partition": "iid"}, federation=federation, privacy=IN_ONE_PLACE)
+    alone = changed(config, data=DEALT_EVENLY, federation=federation, privacy=IN_ONE_PLACE)
     return _one_federation(alone, preflight, folder)
 
 

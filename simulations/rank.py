@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import client.app
 from client.home import Node, open_node, simulated_in_process
 from common.config import RunConfig, to_flat
+from common.config_schema import ModelConfig
 from common.data.federation import Federation, assemble
 from common.data.local import LocalData
 from common.errors import ConfigError, PrivacyError
@@ -33,6 +34,8 @@ from server.coordinator import check_unit, model_spec
 from server.link import Link, unanswered
 from simulations.baselines import changed
 from simulations.engine import RUN_ID, InProcessGrid, task_identity
+
+LINEAR = {"head": "linear", **{key: ModelConfig.model_fields[key].default for key in ("train", "hidden")}}
 
 Cuts = Literal["all", "last"]
 Progress = Callable[[str, int, int], None]
@@ -178,7 +181,7 @@ def _models(config: RunConfig, data: LocalData, candidates: Sequence[Candidate],
     for candidate in candidates:
         reference = suited(candidate.backbone, data)
         for cut in _cuts(reference, candidate.cut, cuts, data.task):
-            model = {"backbone": reference, "weights": None, "cut": cut, "head": "linear", "train": "all"}
+            model = {"backbone": reference, "weights": None, "cut": cut, **LINEAR}
             models.append(model_spec(changed(config, model=model), data))
     return list(dict.fromkeys(models))
 

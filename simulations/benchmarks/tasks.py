@@ -21,7 +21,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.tasks import Scores
 from simulations import preflight
-from simulations.baselines import changed, final_scores
+from simulations.baselines import DEALT_EVENLY, changed, final_scores
 from simulations.preflight import Preflight
 from simulations.without_privacy import train_without_privacy
 
@@ -125,7 +125,7 @@ def _private(setting: Setting, epsilon: float) -> list[float]:
     config = configuration(setting, epsilon)
     ready = preflight.check(config)
     nodes = range(len(ready.federation.shares))
-    pooled = changed(config, data={"partition": "iid"}, federation={"nodes": 1})
+    pooled = changed(config, data=DEALT_EVENLY, federation={"nodes": 1})
     with tempfile.TemporaryDirectory() as folder:
         together, _ = final_scores(config, Path(folder) / "federated", list(nodes))
         in_one_place, _ = final_scores(pooled, Path(folder) / "pooled", [0])

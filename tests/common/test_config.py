@@ -68,31 +68,36 @@ adaptive = st.fixed_dictionaries(
     optional={"server_learning_rate": positives, "server_momentum": st.floats(0, 1, exclude_max=True)},
 )
 plain = st.fixed_dictionaries({"strategy": st.sampled_from(["fedavg", "fedmedian", "krum", "bulyan"])})
-federations = st.builds(
-    lambda base, strategy: base | strategy,
-    st.fixed_dictionaries(
-        {"nodes": st.integers(3, 1_000_000), "rounds": counts, "weighting": st.sampled_from(["equal", "declared"])},
-        optional={"seed": st.integers(0, 2**63 - 1)},
-    ),
+partitions = (
+    st.fixed_dictionaries({"partition": st.sampled_from(["iid", "site"])})
+    | st.fixed_dictionaries({"partition": st.sampled_from(["dirichlet", "quantity"])}, optional={"alpha": positives})
+    | st.fixed_dictionaries({"partition": st.just("shards")}, optional={"shards_per_node": counts})
+)
+heads = st.just({"head": "linear"}) | st.fixed_dictionaries({"head": st.just("mlp")}, optional={"hidden": st.integers(1, 16_384)})
+
+
+def fixed_and(choice, fixed, optional):
+    """Join a choice with the keys that go with it and those that go with any."""
+    return st.builds(lambda base, chosen: base | chosen, st.fixed_dictionaries(fixed, optional=optional), choice)
+
+
+federations = fixed_and(
     proximal | adaptive | plain,
+    {"nodes": st.integers(3, 1_000_000), "rounds": counts, "weighting": st.sampled_from(["equal", "declared"])},
+    optional={"seed": st.integers(0, 2**63 - 1)},
 )
 configs = st.fixed_dictionaries(
     {
         "federation": federations,
-        "data": st.fixed_dictionaries(
+        "data": fixed_and(
+            partitions,
             {"source": texts},
             optional={
-                "partition": st.sampled_from(["iid", "dirichlet", "shards", "quantity", "site"]),
-                "alpha": positives,
-                "shards_per_node": counts,
                 "test_fraction": fractions,
                 "keys": st.dictionaries(st.sampled_from(KEY_ROLES), texts),
             },
         ),
-        "model": st.fixed_dictionaries(
-            {"backbone": texts},
-            optional={"cut": texts, "head": st.sampled_from(["linear", "mlp"]), "hidden": st.integers(1, 16_384)},
-        ),
+        "model": fixed_and(heads, {"backbone": texts}, optional={"cut": texts}),
         "training": st.fixed_dictionaries({}, optional={"learning_rate": positives | st.just("auto")}),
         "privacy": st.fixed_dictionaries(
             {
@@ -208,6 +213,10 @@ def test_one_mistake_is_one_line(write):
         ),
         ("privacy.colluders=1", 'privacy.colluders: expected only beside trust "secagg", came beside trust "local"'),
         ("privacy.trust=secag", 'privacy.trust: expected "local" or "secagg", came "secag"'),
+        ("model.hidden=128", 'model.hidden: expected only beside head "mlp", came beside head "linear"'),
+        ("data.alpha=0.1", 'only beside partition "dirichlet" or "quantity", came beside partition "iid"'),
+        ("data.shards_per_node=5", 'only beside partition "shards", came beside partition "iid"'),
+        ("privacy.records_per_patient=3", 'expected only beside unit "patient", came beside unit "record"'),
         ("model.train=biases", 'expected only beside head "upper", came beside head "linear"'),
         ("federation.proximal_mu=0.1", 'expected only beside strategy "fedprox", came beside strategy "fedavg"'),
         ("federation.strategy=fedprox", 'beside strategy "fedprox", but it is missing'),

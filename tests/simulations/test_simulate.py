@@ -146,6 +146,7 @@ def test_one_node_by_itself_is_averaged_whatever_the_strategy(strategy: str, tmp
     config = written(
         tmp_path,
         federation={"strategy": strategy, "nodes": 3, "rounds": 1},
+        data={"partition": "quantity", "alpha": 2.0},
         evaluation={"baselines": "pooled,local_mean"},
     )
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
@@ -209,16 +210,16 @@ def test_several_seeds_give_mean_and_spread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "data"),
+    ("model", "data"),
     [
-        ("mlp", {}),
-        ("linear", {"partition": "dirichlet", "alpha": 0.5}),
-        ("linear", {"partition": "shards"}),
-        ("linear", {"partition": "quantity", "alpha": 1.0}),
+        ({"head": "mlp", "hidden": 8}, {}),
+        ({}, {"partition": "dirichlet", "alpha": 0.5}),
+        ({}, {"partition": "shards"}),
+        ({}, {"partition": "quantity", "alpha": 1.0}),
     ],
 )
-def test_every_head_and_partition_runs(head: str, data: dict[str, Any], tmp_path: Path) -> None:
-    config = written(tmp_path, model={"head": head, "hidden": 8}, data=data, federation={"rounds": 2})
+def test_every_head_and_partition_runs(model: dict[str, Any], data: dict[str, Any], tmp_path: Path) -> None:
+    config = written(tmp_path, model=model, data=data, federation={"rounds": 2})
     assert fedgraft.main(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
     assert result_of(tmp_path / "run")["accuracy"]["federated"] > 0.15
 
