@@ -123,11 +123,11 @@ def check_updates(config: RunConfig, nodes: int) -> None:
     Raises:
         ConfigError: they are too few.
     """
-    least = config.federation.least_updates
+    least, malicious = config.federation.least_updates, config.federation.malicious or 0
     if nodes < least:
         raise ConfigError(
-            f"the strategy {config.federation.strategy!r} needs at least {least} nodes, got {nodes}; add nodes or "
-            "choose another federation.strategy"
+            f"the strategy {config.federation.strategy!r} needs at least {least} nodes with {malicious} malicious, "
+            f"got {nodes}; add nodes, lower federation.malicious or choose another federation.strategy"
         )
 
 

@@ -23,7 +23,7 @@ KEY_ROLES = (
 STRATEGIES_WITH_SERVER_LEARNING_RATE = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
 STRATEGIES_WITH_SERVER_MOMENTUM = ("fedavgm", "fedadam", "fedyogi")
 STRATEGIES_FOR_SUMS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
-LEAST_UPDATES = {"krum": 3, "multikrum": 3, "bulyan": 3}  # of a round; every other strategy works on one
+UPDATES_PER_MALICIOUS = {"krum": 2, "multikrum": 2, "bulyan": 4}  # beside three; other strategies work on one update
 
 _MOST = 1_000_000  # of anything that is counted: beyond it, a slip of the finger
 _Count = Annotated[int, Field(ge=1, le=_MOST), Expected("a whole number from 1 to 1000000")]
@@ -94,6 +94,9 @@ class FederationConfig(_Section):
         description="Pull towards the round's head (fedprox, which requires it); 0 is none.",
         validate_default=True,
     )
+    malicious: Annotated[int | None, Field(ge=0, le=_MOST), Expected("a whole number from 0 to 1000000")] = Field(
+        None, description="Nodes of a round that may send anything (krum, multikrum, bulyan). Not given: 0."
+    )
     weighting: Annotated[Literal["equal", "declared"], Expected('"equal" or "declared"')] = Field(
         "declared", description="What a node's update counts: the same for all, or its declared number of records."
     )
@@ -105,7 +108,8 @@ class FederationConfig(_Section):
     @property
     def least_updates(self) -> int:
         """Updates without which the strategy cannot combine a round's."""
-        return LEAST_UPDATES.get(self.strategy, 1)
+        each = UPDATES_PER_MALICIOUS.get(self.strategy)
+        return 1 if each is None else each * (self.malicious or 0) + 3
 
     @field_validator("server_learning_rate", "server_momentum")
     @classmethod
@@ -116,6 +120,16 @@ class FederationConfig(_Section):
         strategy = info.data.get("strategy")
         if value is not None and strategy is not None and strategy not in wanted:
             raise ValueError(f"expected a strategy that uses it ({', '.join(wanted)}), came strategy {show(strategy)}")
+        return value
+
+    @field_validator("malicious")
+    @classmethod
+    def _is_withstood(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Refuse a number that the strategy would ignore."""
+        strategy = info.data.get("strategy")
+        if value is not None and strategy is not None and strategy not in UPDATES_PER_MALICIOUS:
+            wanted = ", ".join(UPDATES_PER_MALICIOUS)
+            raise ValueError(f"expected a strategy that uses it ({wanted}), came strategy {show(strategy)}")
         return value
 
     @field_validator("proximal_mu")
@@ -367,10 +381,11 @@ class RunConfig(_Section):
         """Refuse a strategy that needs more updates than a round brings (sites are counted later)."""
         cohort, nodes, least = self.federation.cohort, self.federation.nodes, self.federation.least_updates
         counted = cohort is not None or self.data.partition != "site"
-        if counted and (cohort or nodes) < least:
+        if counted and (came := cohort or nodes) < least:
+            key, strategy = "cohort" if cohort else "nodes", show(self.federation.strategy)
             raise ValueError(
-                f"federation.{'cohort' if cohort else 'nodes'}: expected at least {least} for the strategy "
-                f"{show(self.federation.strategy)}, came {cohort or nodes}"
+                f"federation.{key}: expected at least {least} for the strategy {strategy} with "
+                f"{self.federation.malicious or 0} malicious, came {came}"
             )
         return self
 

@@ -30,6 +30,19 @@ from common.errors import ConfigError
 WEIGHT = "weight"
 METRICS = "metrics"
 
+
+class _AllButTheMalicious(MultiKrum):
+    """Multi-Krum over the n - f nearest to each other of n updates, f of them malicious (arXiv:1703.02757)."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's, with as many updates selected as this round's can bear."""
+        received = list(replies)
+        self.num_nodes_to_select = max(1, len(received) - self.num_malicious_nodes)
+        return super().aggregate_train(server_round, received)
+
+
 _STRATEGIES: dict[str, type[FedAvg]] = {
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
@@ -40,7 +53,7 @@ _STRATEGIES: dict[str, type[FedAvg]] = {
     "fedmedian": FedMedian,
     "fedtrimmedavg": FedTrimmedAvg,
     "krum": Krum,
-    "multikrum": MultiKrum,
+    "multikrum": _AllButTheMalicious,
     "bulyan": Bulyan,
 }
 _STATE = ("m_t", "v_t", "momentum_vector")  # what Flower's strategies carry from one round to the next
@@ -52,6 +65,7 @@ def build_strategy(
     server_learning_rate: float | None = None,
     server_momentum: float | None = None,
     proximal_mu: float | None = None,
+    malicious: int | None = None,
 ) -> FedAvg:
     """Make a Flower strategy that trains on every node it is shown.
 
@@ -60,6 +74,7 @@ def build_strategy(
         server_learning_rate: of FedAvgM, FedAdam, FedYogi and FedAdagrad; None takes Flower's default.
         server_momentum: of FedAvgM (default 0.9 here), beta_1 of FedAdam and FedYogi.
         proximal_mu: of FedProx, required there.
+        malicious: updates of a round that Krum, MultiKrum and Bulyan withstand; None is 0.
 
     Raises:
         ConfigError: an option that the strategy does not have, or an unknown strategy.
@@ -71,6 +86,7 @@ def build_strategy(
         "server_learning_rate": server_learning_rate,
         "server_momentum": server_momentum,
         "proximal_mu": proximal_mu,
+        "malicious": malicious,
     }
     options = {names[key]: value for key, value in given.items() if value is not None and key in names}
     for key, value in given.items():
@@ -87,6 +103,9 @@ _OPTIONS: dict[str, dict[str, str]] = {
     "fedadam": {"server_learning_rate": "eta", "server_momentum": "beta_1"},
     "fedyogi": {"server_learning_rate": "eta", "server_momentum": "beta_1"},
     "fedadagrad": {"server_learning_rate": "eta"},
+    "krum": {"malicious": "num_malicious_nodes"},
+    "multikrum": {"malicious": "num_malicious_nodes"},
+    "bulyan": {"malicious": "num_malicious_nodes"},
 }
 _DEFAULTS: dict[str, dict[str, float]] = {"fedavgm": {"server_momentum": 0.9}}
 

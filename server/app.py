@@ -129,4 +129,5 @@ def strategy_of(config: RunConfig) -> FedAvg:
         server_learning_rate=federation.server_learning_rate,
         server_momentum=federation.server_momentum,
         proximal_mu=federation.proximal_mu,
+        malicious=federation.malicious,
     )

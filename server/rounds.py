@@ -155,7 +155,7 @@ def run_round(
         raise _nobody(answers.failed, round_)
     if head is None:
         raise ProtocolError(
-            f"expected at least {plan.least_updates} updates for the strategy {type(strategy).__name__.lower()}, got "
+            f"expected at least {plan.least_updates} updates for federation.strategy, got "
             f"{len(answers.updates)} updates in round {round_}; see the nodes' logs, then resume the run"
         )
     if plan.offer.model.head in SOLVED_HEADS:

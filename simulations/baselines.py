@@ -121,7 +121,7 @@ def _pooled(config: RunConfig, preflight: Preflight, folder: Path, progress: Pro
 def _of_one_node(config: RunConfig) -> dict[str, object]:
     """Among the updates of one node there is nothing to choose: they are their own mean."""
     chooses = config.federation.least_updates > 1
-    return {"cohort": None, "strategy": "fedavg" if chooses else config.federation.strategy}
+    return {"cohort": None, **({"strategy": "fedavg", "malicious": None} if chooses else {})}
 
 
 def _no_transfer(config: RunConfig, preflight: Preflight, folder: Path, progress: Progress) -> World:

@@ -63,6 +63,7 @@ def check(config: RunConfig, progress: Progress | None = None) -> Preflight:
         server_learning_rate=settings.server_learning_rate,
         server_momentum=settings.server_momentum,
         proximal_mu=settings.proximal_mu,
+        malicious=settings.malicious,
     )
     proposal = propose(config, "preflight")
     for share in federation.shares.values():

@@ -73,7 +73,9 @@ partitions = (
     | st.fixed_dictionaries({"partition": st.sampled_from(["dirichlet", "quantity"])}, optional={"alpha": positives})
     | st.fixed_dictionaries({"partition": st.just("shards")}, optional={"shards_per_node": counts})
 )
-heads = st.just({"head": "linear"}) | st.fixed_dictionaries({"head": st.just("mlp")}, optional={"hidden": st.integers(1, 16_384)})
+heads = st.just({"head": "linear"}) | st.fixed_dictionaries(
+    {"head": st.just("mlp")}, optional={"hidden": st.integers(1, 16_384)}
+)
 
 
 def fixed_and(choice, fixed, optional):
@@ -219,6 +221,7 @@ def test_one_mistake_is_one_line(write):
         ("privacy.records_per_patient=3", 'expected only beside unit "patient", came beside unit "record"'),
         ("model.train=biases", 'expected only beside head "upper", came beside head "linear"'),
         ("federation.proximal_mu=0.1", 'expected only beside strategy "fedprox", came beside strategy "fedavg"'),
+        ("federation.malicious=1", 'a strategy that uses it (krum, multikrum, bulyan), came strategy "fedavg"'),
         ("federation.strategy=fedprox", 'beside strategy "fedprox", but it is missing'),
         (
             "federation.server_momentum=0.9",
@@ -243,8 +246,18 @@ def test_a_mistake_names_its_key_what_was_expected_and_what_came(write, override
 def test_a_strategy_that_needs_more_updates_than_a_round_brings_is_refused(write, key, came, strategy):
     overrides = [f"federation.strategy={strategy}", f"federation.{key}="]
     said = complaint(write(GOOD), overrides[0], f"{overrides[1]}{came}")
-    assert said.endswith(f'federation.{key}: expected at least 3 for the strategy "{strategy}", came {came}')
+    assert said.endswith(
+        f'federation.{key}: expected at least 3 for the strategy "{strategy}" with 0 malicious, came {came}'
+    )
     load_config(write(GOOD), [overrides[0], f"{overrides[1]}3"])
+
+
+@pytest.mark.parametrize(("strategy", "least"), [("krum", 7), ("multikrum", 7), ("bulyan", 11)])
+def test_more_malicious_nodes_than_a_strategy_bears_are_refused(write, strategy, least):
+    chosen = [f"federation.strategy={strategy}", "federation.malicious=2"]
+    said = complaint(write(GOOD), *chosen, f"federation.nodes={least - 1}")
+    assert f'at least {least} for the strategy "{strategy}" with 2 malicious, came {least - 1}' in said
+    load_config(write(GOOD), [*chosen, f"federation.nodes={least}"])
 
 
 def test_a_missing_key_is_not_reported_twice_when_its_misspelt_form_is(write):

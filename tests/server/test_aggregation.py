@@ -41,6 +41,25 @@ def test_fedavg_is_the_weighted_mean_of_three_hand_computed_nodes() -> None:
     assert head["weight"].tolist() == [5.0, 3.0]
 
 
+@pytest.mark.parametrize("name", ["krum", "multikrum", "bulyan"])
+def test_one_malicious_node_is_left_out_where_it_is_expected(name: str) -> None:
+    """Six nodes agree to a hundredth, the seventh sends what it likes."""
+    sent = [[1.0 + node / 100, 2.0 - node / 100] for node in range(6)] + [[1e3, -1e3]]
+    answers = []
+    for node, values in enumerate(sent):
+        asked = Message(RecordDict({wire.CONFIG: ConfigRecord()}), node + 1, "train")
+        answers.append(wire.encode_reply(Update({"weight": torch.tensor(values)}), asked))
+    head = aggregate(build_strategy(name, malicious=1), 1, answers, dict.fromkeys(range(1, 8), 1.0))
+    assert head is not None
+    weight = head["weight"].tolist()
+    assert 1 <= weight[0] <= 1.05
+    assert 1.95 <= weight[1] <= 2
+    if name == "multikrum":
+        assert weight == pytest.approx(np.mean(sent[:6], axis=0))
+    if name == "krum":
+        assert any(weight == pytest.approx(one) for one in sent[:6])
+
+
 def test_fedmedian_takes_the_median() -> None:
     head = aggregate(build_strategy("fedmedian"), 1, replies(), dict.fromkeys(HEADS, 1.0))
     assert head is not None

@@ -83,7 +83,7 @@ def test_a_run_names_the_nodes_that_it_may_reach(place: Place) -> None:
         ("../two", [], {}, "taken or no name"),
         ("two", [], {"evaluation": {"node_metrics": "exact"}}, "for simulations only"),
         ("two", [], {"evaluation": {"baselines": "pooled"}}, "baselines need all records"),
-        ("two", [], {"federation": {"strategy": "krum"}}, "'krum' needs at least 3 nodes, got 1"),
+        ("two", [], {"federation": {"strategy": "krum"}}, "'krum' needs at least 3 nodes with 0 malicious, got 1"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(

@@ -189,7 +189,7 @@ def test_cohorts_survive_a_resume_without_a_seed_too() -> None:
 
 
 def test_a_strategy_that_makes_nothing_of_so_few_updates_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match=r"at least 3 updates for the strategy bulyan, got 2 updates"):
+    with pytest.raises(ProtocolError, match=r"at least 3 updates for federation\.strategy, got 2 updates"):
         run_with(
             misbehaving(2, BAD_ANSWERS["an error"]),
             small_config(federation={"strategy": "bulyan", "cohort": 3}),

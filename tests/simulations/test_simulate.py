@@ -388,7 +388,7 @@ def test_a_strategy_for_more_nodes_than_there_are_sites_is_refused(
     data = {"source": str(tmp_path / "images"), "partition": "site"}
     config = written(tmp_path, data=data, federation={"strategy": "bulyan"})
     line = refused(["simulate", str(config), "--out", str(tmp_path / "run")], capsys)
-    assert "'bulyan' needs at least 3 nodes, got 2" in line
+    assert "'bulyan' needs at least 3 nodes with 0 malicious, got 2" in line
     assert not (tmp_path / "run").exists()
 
 
