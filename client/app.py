@@ -15,9 +15,10 @@ from flwr.clientapp import ClientApp
 
 from client import egress, training
 from client.backbone_receiving import Receiver, open_receiver
-from client.home import Node, open_node
 from client.journal import words_for
 from client.last_look import Said, all_permitted
+from client.node import Node
+from client.open_node import open_node
 from client.statistics import release_statistics
 from client.summing import answer_stage
 from client.timing import Pad

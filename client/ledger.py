@@ -21,9 +21,9 @@ from typing import Any, Self
 
 from client.anchor import Anchor, older_ledger, read_anchor
 from client.caps import check_session, check_terms, check_whole
-from client.ledger_file import SCHEMA, connect, create_file, make_schema_once, schema_version, sentences
+from client.ledger_file import connect, create_file, make_schema_once, schema_version, sentences
 from common.errors import BudgetSpentError, ConfigError, PrivacyError, ReleasedOnceError
-from common.privacy.entries import SCHEMA_VERSION, broken_chain, fetch_entries, make_entry
+from common.privacy.entries import SCHEMA_VERSION, broken_chain, check_triggers, fetch_entries, make_entry
 from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import Balance, Charge, Instance, Spend, Statement
 
@@ -262,9 +262,7 @@ class Ledger:
         with sentences(self._path):
             if self._connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise broken_chain("the file is damaged")
-            triggers = self._connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-            if {sql for (sql,) in triggers} != {sql for sql in SCHEMA if sql.startswith("CREATE TRIGGER")}:
-                raise broken_chain("the triggers that keep it append-only were changed")
+            check_triggers(self._connection)
             fresh = Balance()
             fresh.extend(fetch_entries(self._connection))
             self._verify_replies(fresh)

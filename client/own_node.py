@@ -7,8 +7,8 @@ from pathlib import Path
 
 from client.anchor import ANCHORS, older_ledger, read_anchor
 from client.approvals import read_approvals
-from client.home import Node
 from client.ledger import Ledger
+from client.node import Node
 from client.node_config import NodeConfig, load_node_config
 from client.node_folder import check_awake
 from client.own_records import OwnRecords

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.home import Records
+from client.node import Records
 from client.node_config import NodeConfig
 from client.withdrawals import Withdrawals, read_withdrawals, withdrawals_file
 from common import durable

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import egress
-from client.home import Node, Records
 from client.ledger import Spend, StoredReply
+from client.node import Node, Records
 from client.training import accept_offer, require_local
 from common.errors import PrivacyError, ProtocolError
 from common.features import as_tensor

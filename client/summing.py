@@ -10,8 +10,8 @@ from torch import nn
 
 from client import egress
 from client.distributed_noise import noised_share
-from client.home import Node
 from client.ledger import Reservation, Spend, StoredReply
+from client.node import Node
 from client.training import accepted, sampled_sum
 from common.errors import PrivacyError, ProtocolError
 from common.heads import arrays_digest, head_arrays

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from client import egress
 from client.caps import check_whole
 from client.descent import Step, descend
-from client.home import Node, Records, check_backbone
 from client.ledger import Spend, StoredReply
 from client.mechanism import Batch, ClippedSum, Noising, clipped_sums, noisy_gradients
+from client.node import Node, Records, check_backbone
 from client.patient_sums import draw, patient_clipped_sum
 from common.errors import ConfigError, PrivacyError, ProtocolError
 from common.heads import arrays_digests, load_arrays, trained_arrays

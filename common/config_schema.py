@@ -62,7 +62,7 @@ class _Section(Strict):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-def _default(section: type[BaseModel], info: ValidationInfo) -> object:
+def _default(section: type[Strict], info: ValidationInfo) -> object:
     """What a key is worth where it is not given."""
     return section.model_fields[info.field_name or ""].default
 

@@ -30,8 +30,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import client.app
 import server.app
-from client.home import simulated_in_process
 from client.open_ledgers import OpenLedgers, room_for_files
+from client.simulated_node import simulated_in_process
 from common import wire
 from common.config import RunConfig, to_flat
 from common.grafting import threads

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import client.app
-from client.home import Node, open_node, simulated_in_process
+from client.node import Node
+from client.open_node import open_node
+from client.simulated_node import simulated_in_process
 from common.config import RunConfig, to_flat
 from common.config_schema import ModelConfig
 from common.data.federation import Federation, assemble

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.home import open_simulated_ledger, untouched_ledger
+from client.simulated_node import open_simulated_ledger, untouched_ledger
 from common.config import BASELINES, RunConfig
 from common.data.federation import Federation
 from common.errors import PrivacyError

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.home import Records
+from client.node import Records
 from client.training import private_update
 from common.messages import ModelSpec, Offer, TrainTask
 from common.privacy.noise import Randomness

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.home import Records
 from client.ledger import Ledger, Reservation, Spend
+from client.node import Records
 from client.summing import noised_sum
 from client.training import private_update, train_round
 from common.backbones.backbone import Backbone
@@ -41,11 +41,11 @@ class Practice:
     Attributes:
         update: the private steps of one round, see ``client.training.private_update``.
         train: one whole round, from a task to what leaves the node (``train_round``): it takes a ``TrainTask`` and a
-            ``client.home.Node``.
+            ``client.node.Node``.
         spent: epsilon that the node's own books show after so many rounds of a plan.
         features: of records, from a backbone, the name of its last frozen stage and the records.
         share: what a node masks in a round of sums, see ``client.summing.noised_sum``: it takes a head, a ``SumTask``,
-            a ``client.home.Node`` and the node's plan.
+            a ``client.node.Node`` and the node's plan.
     """
 
     update: PrivateSteps

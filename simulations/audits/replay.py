@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.home import Node, open_node, simulated_in_process
+from client.node import Node
+from client.open_node import open_node
+from client.simulated_node import simulated_in_process
 from common.config import RunConfig, to_flat
 from common.data.federation import source_targets
 from common.data.local import LocalData

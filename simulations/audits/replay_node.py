@@ -13,8 +13,8 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 from numpy.typing import NDArray
 
-from client.home import Node
 from client.ledger import Ledger
+from client.node import Node
 from client.policy import Policy
 from common.backbones.backbone import Backbone
 from common.data.local import LocalData

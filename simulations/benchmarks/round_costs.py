@@ -23,10 +23,11 @@ from torch import Tensor
 
 import client.app
 import client.egress
-import client.home
 import client.last_look
 import client.ledger
 import client.mechanism
+import client.node
+import client.simulated_node
 import client.training
 import server.aggregation
 import server.link
@@ -59,11 +60,11 @@ STAGES: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("noise", client.training, ("noisy_gradients",)),
     ("head and step", client.training, ("head_for", "descend")),
     ("plan and digest", client.training, ("accepted", "arrays_digests")),
-    ("features", client.home, ("_simulated_records",)),
-    ("features", client.home.Records, ("take",)),
+    ("features", client.simulated_node, ("_simulated_records",)),
+    ("features", client.node.Records, ("take",)),
     ("ledger reserve", client.ledger.Ledger, ("reserve",)),
     ("ledger commit", client.ledger.Ledger, ("settle",)),
-    ("ledger open", client.home, ("open_simulated_ledger",)),
+    ("ledger open", client.simulated_node, ("open_simulated_ledger",)),
     ("egress gate", client.egress, ("release_updates",)),
     ("egress gate", client.app, ("all_permitted",)),
     ("node and app", simulations.engine.InProcessGrid, ("_play",)),

@@ -10,8 +10,8 @@ import numpy as np
 import safetensors.torch
 from numpy.typing import NDArray
 
-from client.home import Node, Records
 from client.ledger import Spend, StoredReply
+from client.node import Node, Records
 from client.training import private_update, require_local, train_round
 from common.backbones.backbone import Backbone
 from common.data.local import LocalData

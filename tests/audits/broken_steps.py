@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.clipping import ClippedSum
-from client.home import Records
 from client.mechanism import clipped_sum, noisy_gradient
+from client.node import Records
 from client.training import private_update
 from common.heads import head_arrays
 from common.messages import TrainTask

@@ -10,8 +10,8 @@ from torch import nn
 
 from client.clipping import ClippedSum
 from client.distributed_noise import noised_share, rounded
-from client.home import Node
 from client.mechanism import clipped_sum
+from client.node import Node
 from client.patient_sums import draw
 from client.summing import noised_sum
 from client.training import sampled_sum

@@ -17,7 +17,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 import fedgraft
-from client.home import Records
+from client.node import Records
 from client.training import private_update
 from common.config import RunConfig, dump_toml
 from common.errors import ConfigError, PrivacyError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from client.home import Records
+from client.node import Records
 from client.training import private_update
 from common.errors import ConfigError
 from common.messages import TrainTask

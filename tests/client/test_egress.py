@@ -20,7 +20,7 @@ from torch import nn
 
 import client.app
 from client import egress
-from client.home import simulated_in_process
+from client.simulated_node import simulated_in_process
 from common import wire
 from common.config import to_flat
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 import client.app
 from client import supernode
 from client.gateway import Gateway
-from client.home import open_node, simulated_in_process
 from client.last_look import Said, Speaker, all_permitted, permitted
 from client.node_config import NODE_TOML
+from client.open_node import open_node
+from client.simulated_node import simulated_in_process
 from common import wire
 from common.backbones.parcel import Contents, Part
 from common.config import to_flat

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from client.home import open_simulated_ledger
 from client.ledger import Ledger
 from client.open_ledgers import MOST_OPEN, OpenLedgers, room_for_files
+from client.simulated_node import open_simulated_ledger
 from simulations.engine import run_in_process
 from tests.federations import small_config
 

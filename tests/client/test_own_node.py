@@ -17,10 +17,11 @@ from PIL import Image
 
 import client.app
 from client.approvals import APPROVALS, Approvals, keep_approvals, read_approvals
-from client.home import Node, open_node
 from client.journal import words_for
+from client.node import Node
 from client.node_config import NODE_TOML, load_node_config
 from client.node_folder import PAUSED
+from client.open_node import open_node
 from client.own_node import open_own_node
 from client.own_records import OwnRecords
 from client.training import accept_offer, train_round

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, chisquare
 from torch import Tensor, nn
 
-from client.home import Node
 from client.mechanism import ClippedSum, clipped_sum
+from client.node import Node
 from client.patient_sums import draw, patient_clipped_sum
 from client.training import private_update, train_round
 from common.errors import PrivacyError

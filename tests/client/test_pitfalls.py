@@ -12,7 +12,9 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 import client.app
-from client.home import Node, Records, open_node, simulated_in_process
+from client.node import Node, Records
+from client.open_node import open_node
+from client.simulated_node import simulated_in_process
 from client.training import train_round
 from common import wire
 from common.config import to_flat

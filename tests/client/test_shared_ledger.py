@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from client.home import Node
 from client.ledger import Ledger, Reservation
+from client.node import Node
 from client.summing import answer_stage
 from client.training import train_round
 from common.errors import BrokenChainError, PrivacyError

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from client.clipping import ClippedSum
-from client.home import Records
 from client.mechanism import clipped_sum
+from client.node import Records
 from client.patient_sums import patient_clipped_sum
 from client.solved_sums import ROWS, solved_sum
 from client.training import sampled_sum

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from client import egress
-from client.home import Node, Records
+from client.node import Node, Records
 from client.statistics import noised_sums, release_statistics
 from client.training import train_round
 from common.errors import BudgetSpentError, PrivacyError, ProtocolError

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from client.home import Node, open_node, simulated_in_process
 from client.last_look import Speaker, permitted
+from client.node import Node
+from client.open_node import open_node
 from client.policy import Policy
+from client.simulated_node import simulated_in_process
 from client.summing import answer_stage
 from client.training import accept_offer, train_round
 from common import wire

@@ -11,9 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client.home import Node, open_node, simulated_in_process
 from client.ledger import Ledger, Reservation, Spend
+from client.node import Node
+from client.open_node import open_node
 from client.policy import Policy
+from client.simulated_node import simulated_in_process
 from client.training import accept_offer, evaluate, private_update, round_in_steps, train_round
 from common.config import to_flat
 from common.errors import BackboneMismatchError, BudgetSpentError, ConfigError, PrivacyError, ProtocolError

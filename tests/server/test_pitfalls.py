@@ -14,8 +14,8 @@ from flwr.clientapp import ClientApp
 
 import client.app
 import server.app
-from client.home import open_simulated_ledger
 from client.ledger import Spend, StoredReply
+from client.simulated_node import open_simulated_ledger
 from common import wire
 from common.config import RunConfig
 from common.durable import read_lines

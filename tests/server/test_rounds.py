@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 import client.app
 import server.app
-from client.home import open_simulated_ledger, simulated_in_process
+from client.simulated_node import open_simulated_ledger, simulated_in_process
 from common import wire
 from common.config import RunConfig, to_flat
 from common.data.federation import assemble

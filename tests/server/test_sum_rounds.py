@@ -16,7 +16,8 @@ from torch import Tensor
 
 import client.app
 import server.app
-from client.home import open_node, open_simulated_ledger, simulated_in_process
+from client.open_node import open_node
+from client.simulated_node import open_simulated_ledger, simulated_in_process
 from client.summing import noised_sum
 from common import wire
 from common.config import RunConfig, to_flat

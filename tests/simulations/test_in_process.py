@@ -15,8 +15,8 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 
 import client.app
-from client.home import untouched_ledger
 from client.open_ledgers import OpenLedgers
+from client.simulated_node import untouched_ledger
 from common.config import RunConfig
 from server.app import run
 from simulations.engine import InProcessGrid, task_identity

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from client.home import open_simulated_ledger
+from client.simulated_node import open_simulated_ledger
 from common.config import RunConfig
 from common.errors import PrivacyError, ProtocolError
 from common.heads import head_arrays

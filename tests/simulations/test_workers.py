@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from client.home import open_simulated_ledger
+from client.simulated_node import open_simulated_ledger
 from common.errors import FederationError
 from simulations.engine import run_in_process
 from simulations.workers import WORTH_A_WORKER, Worker, workers_for
