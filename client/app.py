@@ -22,7 +22,7 @@ from client.open_node import open_node
 from client.statistics import release_statistics
 from client.summing import answer_stage
 from client.timing import Pad
-from common import places, wire
+from common import paths, wire
 from common.errors import FederationError
 from common.grafting import threads
 from common.lockstep import Asked, Steps, one_step, to_the_end
@@ -108,10 +108,10 @@ def _in_steps(
             allowed = yield Asked(all_permitted, Said(reply, message, place.speaker))
             answer = wire.encode_reply(allowed, message)
     except FederationError as error:
-        log.warning("%s refuses: %s", name, words_for(error, simulated=places.node_folder() is None))
+        log.warning("%s refuses: %s", name, words_for(error, simulated=paths.node_folder() is None))
         answer = wire.encode_reply(egress.refuse(error), message)
     except Exception as error:
-        log.error("%s failed: %s", name, words_for(error, simulated=places.node_folder() is None))
+        log.error("%s failed: %s", name, words_for(error, simulated=paths.node_folder() is None))
         answer = wire.encode_reply(egress.refuse(error), message)
     if pad is not None and 0 < pad.interval_s < pad.hold():
         log.warning("%s needed more than privacy.answer_after_s, and answered at a later multiple; raise it", name)

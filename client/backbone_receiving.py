@@ -30,7 +30,7 @@ from client.sent_backbones import (
     note_of,
     place_of,
 )
-from common import durable, places
+from common import durable, paths
 from common.backbones.package_facts import FACTS, check_bytes, read_facts
 from common.backbones.parcel import Contents, Part
 from common.errors import ConfigError, PrivacyError, ProtocolError
@@ -66,7 +66,7 @@ def open_receiver() -> Receiver:
         PrivacyError: its operator has paused it.
         ProtocolError: this is a simulated node.
     """
-    folder = places.node_folder()
+    folder = paths.node_folder()
     if folder is None:
         raise ProtocolError("expected no backbone, a simulated node has the server's own; do not send one")
     check_awake(folder)

@@ -19,9 +19,9 @@ USUAL = "fedgraft-node"
 
 def home_of(home: Path | None) -> Path:
     """The folder that an operator means, whether there is a node in it or not."""
-    from common import places
+    from common import paths
 
-    return places.home_folder(home, places.NODE_FOLDER, USUAL)
+    return paths.home_folder(home, paths.NODE_FOLDER, USUAL)
 
 
 def node_of(home: Path | None) -> Path:

@@ -14,7 +14,7 @@ from client.approvals import APPROVALS
 from client.isolation import SOCKET, confined, relay
 from client.keys import KEY, make_key
 from client.node_config import NODE_TOML, NodeConfig, parse_node_config
-from common import durable, places
+from common import durable, paths
 from common.errors import ConfigError, PrivacyError
 from common.runtime_secret import secret_options
 from common.strict import Strict
@@ -117,8 +117,8 @@ def environment(folder: Path) -> dict[str, str]:
         **without_proxy(os.environ),
         "PATH": programs,
         "PYTHONSAFEPATH": "1",  # nothing is imported from the folder where programs run, and apps write
-        places.NODE_FOLDER: str(folder),
-        places.CACHE: str(folder / "cache"),
+        paths.NODE_FOLDER: str(folder),
+        paths.CACHE: str(folder / "cache"),
         "FLWR_HOME": str(folder / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from client.node import Node
 from client.simulated_node import simulated_node, simulation_folder
-from common import places
+from common import paths
 from common.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def open_node(
     Raises:
         ConfigError: this is no simulation, and the operator has not set up a node here.
     """
-    run_folder, folder = simulation_folder(run_id), places.node_folder()
+    run_folder, folder = simulation_folder(run_id), paths.node_folder()
     if run_folder is None and folder is not None:
         from client.own_node import open_own_node  # a simulation needs none of it
 

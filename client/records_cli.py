@@ -122,10 +122,10 @@ def _cache_to_sweep(folder: Path, config: NodeConfig) -> FeatureCache:
 def _own_cache(folder: Path) -> FeatureCache:
     """The cache that a node's messages use, whichever the variables of this shell name."""
     from client.node_folder import environment
-    from common import places
+    from common import paths
     from common.features import FeatureCache
 
-    return FeatureCache(Path(environment(folder)[places.CACHE]) / "features", places.cache_bytes())
+    return FeatureCache(Path(environment(folder)[paths.CACHE]) / "features", paths.cache_bytes())
 
 
 def _lines(path: Path) -> list[str]:

@@ -23,7 +23,7 @@ from client.open_ledgers import OpenLedgers
 from client.policy import Policy
 from client.secagg_node import SumNode
 from client.secagg_record import SECAGG_RECORDS
-from common import places
+from common import paths
 from common.config import RunConfig, from_flat
 from common.data.federation import Federation, assemble, source_features, source_targets
 from common.data.patients import numbered
@@ -67,7 +67,7 @@ def simulation_folder(run_id: int) -> Path | None:
     """
     folder = _in_process.get()
     if folder is None and _inside_ray():
-        folder = places.run_folder(run_id)
+        folder = paths.run_folder(run_id)
         _log_into(folder)
     return folder
 

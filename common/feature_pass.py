@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.backbones.backbone import LENGTH_STEP, Activations, Backbone, CutsTexts, Preprocessing
+from common.batch_invariance import computes_alike
 from common.data.records import Inputs, take_inputs
 from common.errors import ConfigError, FederationError
 from common.folding import fold_norms
 from common.fusing import convolutions, fuse_convolutions
 from common.grafting import Trunk, has_hooks, threads, twin
 from common.made_up import made_up_records
-from common.place import computes_alike
 
 Precision = Literal["float32", "bfloat16"]
 """In which numbers convolutions and matrix products are computed; features are always stored in float32."""

@@ -26,7 +26,7 @@ from common.data.local import LocalData
 from common.errors import ConfigError
 from common.feature_pass import FeaturePass, Precision, device
 from common.grafting import cut_point
-from common.places import cache_bytes, cache_folder
+from common.paths import cache_bytes, cache_folder
 from common.sealing import Seal
 from common.segments import (
     Put,

@@ -22,7 +22,7 @@ from common.feature_pass import FeaturePass, Precision, device
 from common.folding import deviation
 from common.grafting import Trunk, cut_point
 from common.made_up import made_up_records
-from common.places import cache_folder
+from common.paths import cache_folder
 
 Setting = Literal["auto", "float32", "bfloat16"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.place import ALIKE
+from common.batch_invariance import ALIKE
 
 ROWS, TAPS, SUMS = 4, 3, 6
 FEWEST_CHANNELS = 64

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from common import durable
 from common.errors import ConfigError
-from common.places import CACHE, CACHE_GIB
+from common.paths import CACHE, CACHE_GIB
 from common.sealing import Seal, SealBrokenError
 
 PLAIN, SEALED = ".safetensors", ".sealed"

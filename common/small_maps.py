@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from common.place import ALIKE
+from common.batch_invariance import ALIKE
 
 MOST_PLACES = 4
 Pair = Sequence[int]

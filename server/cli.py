@@ -15,7 +15,7 @@ from server.peers_cli import peers
 from server.plan_cli import plan
 
 if TYPE_CHECKING:
-    from server.place import Place
+    from server.coordinator_folder import Place
 
 server = typer.Typer(rich_markup_mode=None, no_args_is_help=True, add_completion=False)
 
@@ -52,13 +52,13 @@ def init(
     home: Home = None,
 ) -> None:
     """Make the coordinator's folder: a CA, the server's certificate, and the file that every hospital gets."""
-    from common import places
+    from common import paths
     from common.bundle import app_digest
     from common.errors import ConfigError
-    from server.place import JOIN_FILE, USUAL, ServerConfig, make_place, names_from, open_place
-    from server.place import renew as make_new
+    from server.coordinator_folder import JOIN_FILE, USUAL, ServerConfig, make_place, names_from, open_place
+    from server.coordinator_folder import renew as make_new
 
-    folder = places.home_folder(home, places.SERVER_FOLDER, USUAL)
+    folder = paths.home_folder(home, paths.SERVER_FOLDER, USUAL)
     if renew:
         place = open_place(folder)
         make_new(place, app_digest())
@@ -88,8 +88,8 @@ def start(
     from common.ports import check_free, joined
     from common.runtime_secret import make_secret
     from common.supervisor import supervise
+    from server.coordinator_folder import SERVER_TOML
     from server.new_ca import certificates_of
-    from server.place import SERVER_TOML
     from server.programs import programs
 
     place = _place(home)
@@ -178,7 +178,7 @@ def run(
 ) -> None:
     """Train a head with the nodes, and wait for the result; if this command ends, the run goes on."""
     from common.config import load_config
-    from server.place import names_from
+    from server.coordinator_folder import names_from
     from server.submission import begin_run, usual_name
 
     place = _place(home)
@@ -245,10 +245,10 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
 
 
 def _place(home: Path | None) -> Place:
-    from common import places
-    from server.place import USUAL, open_place
+    from common import paths
+    from server.coordinator_folder import USUAL, open_place
 
-    return open_place(places.home_folder(home, places.SERVER_FOLDER, USUAL))
+    return open_place(paths.home_folder(home, paths.SERVER_FOLDER, USUAL))
 
 
 def _last(lines: list[dict[str, Any]]) -> dict[str, Any]:

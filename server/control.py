@@ -30,7 +30,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from common.errors import ConfigError, FederationError
 from common.privacy.keys import load_public
 from common.supervisor import without_proxy
-from server.place import Place
+from server.coordinator_folder import Place
 
 TIMEOUT_S = 120.0
 UNKNOWN = "unknown"

@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.supervisor import supervisor_of
 from common.validity import Validity, fingerprint_of, validity_of
 from server.certificates import make_ca, make_certificates, next_ca_in, read_certificate
-from server.place import Place, write_join
+from server.coordinator_folder import Place, write_join
 
 RENEW = "run `fedgraft server init --renew`, then restart the server"
 RENEW_CA = "run `fedgraft server new-ca`"

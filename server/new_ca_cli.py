@@ -13,12 +13,12 @@ def new_ca(
     home: Annotated[Path | None, typer.Option(help="The coordinator's folder, as for the other commands.")] = None,
 ) -> None:
     """Make another CA: once to make it, and with --switch to use it when every hospital has taken the join file."""
-    from common import places
+    from common import paths
     from common.bundle import app_digest
+    from server.coordinator_folder import JOIN_FILE, USUAL, open_place
     from server.new_ca import prepare_ca, switch_ca
-    from server.place import JOIN_FILE, USUAL, open_place
 
-    place = open_place(places.home_folder(home, places.SERVER_FOLDER, USUAL))
+    place = open_place(paths.home_folder(home, paths.SERVER_FOLDER, USUAL))
     if switch:
         typer.echo(f"CA            {switch_ca(place, app_digest())}")
         typer.echo(f"for nodes     {place.folder / JOIN_FILE}   (it names this CA alone now)")

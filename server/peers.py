@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from common.privacy.keys import fingerprint
 from common.secagg.roster import MOST_NODES, Roster, read_roster
 from common.secagg.session import LEAST_NODES, SumTerms
-from server.place import Place
+from server.coordinator_folder import Place
 
 PEERS = "peers.pub"
 

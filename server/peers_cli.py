@@ -16,13 +16,13 @@ def peers(
     ] = None,
 ) -> None:
     """Write down the nodes' public keys; hospitals compare them with each other, not with you, and approve them."""
-    from common import durable, places
+    from common import durable, paths
     from common.errors import ConfigError
     from common.secagg.roster import read_roster
+    from server.coordinator_folder import USUAL, open_place
     from server.peers import registered_peers
-    from server.place import USUAL, open_place
 
-    place = open_place(places.home_folder(home, places.SERVER_FOLDER, USUAL))
+    place = open_place(paths.home_folder(home, paths.SERVER_FOLDER, USUAL))
     if out.exists():
         read_roster(out)  # a peers file replaces a peers file, and nothing else
     if not place.nodes():

@@ -7,7 +7,7 @@ import sys
 from common.ports import joined
 from common.runtime_secret import secret_options
 from common.supervisor import Program
-from server.place import APPROVED, Place
+from server.coordinator_folder import APPROVED, Place
 
 
 def programs(place: Place, health_port: int = 0) -> list[Program]:

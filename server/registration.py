@@ -21,7 +21,7 @@ from common.node_names import check_node_name
 from common.privacy.keys import fingerprint, load_public, openssh
 from common.strict import Strict
 from server.control import nodes_seen, register, unregister
-from server.place import NODES, Place, Registered
+from server.coordinator_folder import NODES, Place, Registered
 
 PENDING, REMOVED = "nodes.pending.json", "nodes.removed.json"
 GONE = "unregistered"

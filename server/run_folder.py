@@ -11,11 +11,11 @@ from typing import Any
 
 from flwr.app import Context
 
-from common import durable, places
+from common import durable, paths
 from common.config import RunConfig, config_digest, dump_toml, load_config
 from common.errors import ConfigError
 from common.locks import lock
-from server.place import folder_of_run
+from server.coordinator_folder import folder_of_run
 
 CONFIG = "config.toml"
 FAILURE = "failure.json"
@@ -30,10 +30,10 @@ def run_folder(context: Context) -> Path:
     Args:
         context: of the ServerApp; an in-process engine names the folder in its ``node_config``.
     """
-    own, home = context.node_config.get("run-folder"), places.server_folder()
+    own, home = context.node_config.get("run-folder"), paths.server_folder()
     if own is None and home is not None:
         return folder_of_run(home, context.run_id)
-    folder = Path(str(own)) if own else places.run_folder(context.run_id)
+    folder = Path(str(own)) if own else paths.run_folder(context.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

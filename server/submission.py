@@ -22,9 +22,9 @@ from common.errors import ConfigError, FederationError
 from common.supervisor import supervisor_of
 from server.checkpoints import Line
 from server.control import run_status, stop_run, submit
+from server.coordinator_folder import Place
 from server.outcome import RESULT, ROUNDS
 from server.peers import check_sums, keep_peers
-from server.place import Place
 from server.run_folder import CONFIG, FAILURE, NODES, is_held, named_nodes
 
 FLOWER_RUN = "flower-run.json"

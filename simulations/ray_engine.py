@@ -26,7 +26,7 @@ from common import errors
 from common.bundle import assemble
 from common.config import RunConfig, to_flat
 from common.errors import ConfigError, FederationError
-from common.places import RUN_FOLDER
+from common.paths import RUN_FOLDER
 from common.supervisor import without_proxy
 from server.run_folder import FAILURE
 from simulations.keeper import ENDED

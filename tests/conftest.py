@@ -9,7 +9,7 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-from common.places import CACHE
+from common.paths import CACHE
 
 settings.register_profile("fedgraft", deadline=None, derandomize=True)  # the same examples everywhere, every time
 settings.register_profile("explore", deadline=None)  # make explore: others each time

@@ -16,7 +16,7 @@ STARTING = "; ".join(
     (
         "from client import isolation, node_config, node_folder",
         "from common import ports, runtime_secret, supervisor",
-        "from server import new_ca, place, programs",
+        "from server import coordinator_folder, new_ca, programs",
     )
 )
 GATE = """

@@ -25,7 +25,7 @@ from common.bundle import assemble, up_to_date, update_pyproject
 from common.config import default_flat, dump_toml
 from common.data import load_source
 from common.errors import ConfigError
-from common.places import CACHE
+from common.paths import CACHE
 from tests.federations import small_config
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from common.backbones.backbone import Activations, Backbone, freeze
 from common.backbones.registry import GLYPH, calibration_images
 from common.data.records import Inputs, take_inputs
 from common.errors import ConfigError
-from common.places import cache_folder
+from common.paths import cache_folder
 
 STAGE = "centre"
 BATCH = 32

@@ -26,7 +26,7 @@ from client.last_look import Speaker
 from client.node_config import NODE_TOML
 from client.node_folder import PAUSED
 from client.sent_backbones import BACKBONES, LOCK, box_of, note_of, place_of
-from common import places, wire
+from common import paths, wire
 from common.backbones import parcel as parcels
 from common.backbones.controls import load_reference
 from common.backbones.package_facts import FACTS, WEIGHTS, PackageFacts
@@ -328,7 +328,7 @@ def test_killed_at_any_moment_it_goes_on(parcel: Parcel, folder: Path) -> None:
 
 
 def test_a_paused_node_takes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(places.NODE_FOLDER, str(folder))
+    monkeypatch.setenv(paths.NODE_FOLDER, str(folder))
     (folder / NODE_TOML).write_text(CONFIG)
     assert open_receiver().speaker == Speaker("st-mary", 60)
     (folder / PAUSED).touch()

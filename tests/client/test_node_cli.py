@@ -22,7 +22,7 @@ from client.own_node import open_own_ledger
 from common.bundle import app_digest
 from common.plan_file import plan_digest, write_plan
 from common.privacy.keys import load_private, load_public, openssh
-from server.place import JOIN_FILE, ServerConfig, make_place
+from server.coordinator_folder import JOIN_FILE, ServerConfig, make_place
 from tests.federations import small_offer
 
 

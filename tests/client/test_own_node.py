@@ -25,7 +25,7 @@ from client.open_node import open_node
 from client.own_node import open_own_node
 from client.own_records import OwnRecords
 from client.training import accept_offer, train_round
-from common import places, wire
+from common import paths, wire
 from common.backbones.controls import load_reference
 from common.config import to_flat
 from common.data import load_source
@@ -219,7 +219,7 @@ def test_exact_metrics_never_leave(node: Node) -> None:
 
 @pytest.fixture
 def as_own_node(node_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv(places.NODE_FOLDER, str(node_folder))
+    monkeypatch.setenv(paths.NODE_FOLDER, str(node_folder))
     with task_identity():
         yield node_folder
 
@@ -323,7 +323,7 @@ def test_a_paused_node_refuses_every_message(as_own_node: Path) -> None:
 
 
 def test_files_are_read_once_and_again_when_one_changes(node_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(places.CACHE, str(node_folder / "cache"))
+    monkeypatch.setenv(paths.CACHE, str(node_folder / "cache"))
     model = small_offer().model
 
     def fresh() -> OwnRecords:

@@ -13,7 +13,7 @@ from PIL import Image
 import fedgraft
 from client.node_config import NODE_TOML, load_node_config
 from client.own_records import OwnRecords
-from common import places
+from common import paths
 from common.errors import ConfigError
 from tests.client.test_withdrawals import CONFIG, cached
 from tests.federations import small_offer
@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[number]).save(place / f"{number}.png")
     (folder / NODE_TOML).write_text(CONFIG)
-    monkeypatch.setenv(places.CACHE, str(folder / "cache"))
+    monkeypatch.setenv(paths.CACHE, str(folder / "cache"))
     own(folder).of(MODEL)
     (folder / NODE_TOML).write_text(CONFIG.replace("[data]", f'[data]\ncache_key = "{tmp_path / "cache.key"}"'))
     return folder

@@ -14,7 +14,7 @@ import client.app
 from client.approvals import Approvals, keep_approvals
 from client.node_config import NODE_TOML, load_node_config
 from client.timing import Pad, wait_s
-from common import places, wire
+from common import paths, wire
 from common.backbones.controls import load_reference
 from common.config import to_flat
 from common.errors import ConfigError
@@ -73,8 +73,8 @@ def node_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     write_digits(folder / "records", range(60))
     (folder / NODE_TOML).write_text(CONFIG.replace("delta =", f"answer_after_s = {INTERVAL_S}\ndelta ="))
     keep_approvals(folder, Approvals().with_backbone(load_reference("pixels/8").digest, "pixels/8"))
-    monkeypatch.setenv(places.NODE_FOLDER, str(folder))
-    monkeypatch.setenv(places.CACHE, str(folder / "cache"))
+    monkeypatch.setenv(paths.NODE_FOLDER, str(folder))
+    monkeypatch.setenv(paths.CACHE, str(folder / "cache"))
     with task_identity():
         yield folder
 

@@ -20,7 +20,7 @@ from client.own_node import open_own_node, spent_so_far
 from client.own_records import OwnRecords
 from client.training import train_round
 from client.withdrawals import read_withdrawals, withdraw, withdrawals_file
-from common import places
+from common import paths
 from common.backbones.controls import load_reference
 from common.data.local import LocalData
 from common.errors import ConfigError, PrivacyError
@@ -60,7 +60,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(pixels[number]).save(place / f"{number}.png")
     (folder / NODE_TOML).write_text(CONFIG)
     keep_approvals(folder, Approvals().with_backbone(load_reference("pixels/8").digest, "pixels/8"))
-    monkeypatch.setenv(places.CACHE, str(folder / "cache"))
+    monkeypatch.setenv(paths.CACHE, str(folder / "cache"))
     return folder
 
 
@@ -255,6 +255,6 @@ def test_nodes_that_share_a_ledger_share_what_was_withdrawn(
     (home / NODE_TOML).write_text(shared)
     shutil.copytree(home, other)
     assert typed(capsys, home, "5/5.png")[0] == 0
-    monkeypatch.setenv(places.CACHE, str(other / "cache"))
+    monkeypatch.setenv(paths.CACHE, str(other / "cache"))
     assert len(own(other).of(MODEL)) == 59
     assert bytes_of(other / "cache") > 0

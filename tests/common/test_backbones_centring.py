@@ -20,7 +20,7 @@ from common.backbones.controls import load_reference
 from common.backbones.preprocessing import ImagePreprocessing
 from common.errors import ConfigError
 from common.grafting import Trunk
-from common.places import CACHE
+from common.paths import CACHE
 
 
 class Shifted(nn.Module):

@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import closing
 
-from common import places
+from common import paths
 from server.database import BUSY_MS
 from tests.faults.disk import fill, may_mount, small_disk
 from tests.faults.federation import Federation
@@ -153,6 +153,6 @@ def _clock_checked(federation: Federation, name: str) -> str:
     """What the node's own check says of its clock, by that clock."""
     home, sources = federation.homes[name], federation.folder / "sources"
     command = [sys.executable, "-m", "fedgraft", "node", "check", "--home", str(home)]
-    around = {**federation.environment(), places.NODE_FOLDER: str(home)}
+    around = {**federation.environment(), paths.NODE_FOLDER: str(home)}
     done = subprocess.run(command, capture_output=True, text=True, env=around, cwd=sources, timeout=PATIENT_S)
     return sentence(next(line for line in done.stdout.splitlines() if "FAIL" in line and "clock" in line))

@@ -23,7 +23,7 @@ import client.app
 from client.approvals import Approvals, keep_approvals
 from client.node_config import NODE_TOML
 from client.sent_backbones import BACKBONES, LOCK, sent_reference
-from common import places, wire
+from common import paths, wire
 from common.backbones import parcel as parcels
 from common.backbones.controls import load_reference
 from common.backbones.package import save
@@ -108,11 +108,11 @@ class Hospitals(InProcessGrid):
     def _play_one(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         self.kinds.append((node, message.metadata.message_type))
-        os.environ[places.NODE_FOLDER] = str(self.homes[node])
+        os.environ[paths.NODE_FOLDER] = str(self.homes[node])
         try:
             return self._app(message, Context(message.metadata.run_id, node, {}, RecordDict(), {}))
         finally:
-            del os.environ[places.NODE_FOLDER]
+            del os.environ[paths.NODE_FOLDER]
 
 
 def linked(homes: dict[str, Path], folder: Path, app: ClientApp = client.app.app) -> Link:

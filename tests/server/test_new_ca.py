@@ -18,8 +18,8 @@ from common.errors import ConfigError
 from common.ports import joined, split
 from common.validity import authorities_in, fingerprint_of, validity_of
 from server.certificates import make_certificates, read_certificate
+from server.coordinator_folder import JOIN_FILE, Place, ServerConfig, make_place, renew
 from server.new_ca import certificates_of, prepare_ca, switch_ca
-from server.place import JOIN_FILE, Place, ServerConfig, make_place, renew
 from tests.server.test_certificates import greeting, serving
 
 APP = "ab" * 32

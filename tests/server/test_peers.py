@@ -13,8 +13,8 @@ from common.config import RunConfig
 from common.errors import ConfigError, PrivacyError
 from common.privacy.keys import fingerprint, openssh
 from common.secagg.roster import read_roster
+from server.coordinator_folder import SERVER_TOML, Place, Registered, ServerConfig
 from server.peers import PEERS, keep_peers, peers_of, registered_peers
-from server.place import SERVER_TOML, Place, Registered, ServerConfig
 from server.submission import open_run
 from tests.federations import small_config
 

@@ -28,7 +28,7 @@ from flwr.supercore.error.catalog import API_ERROR_MAP
 from common.errors import ConfigError
 from common.privacy.keys import fingerprint, openssh
 from server import control, registration
-from server.place import NODES, Place, ServerConfig
+from server.coordinator_folder import NODES, Place, ServerConfig
 from server.registration import PENDING, admit, remove, removed_nodes
 from server.run_folder import NODES as RUN_NODES
 from server.run_folder import named_nodes

@@ -18,7 +18,7 @@ import pytest
 import fedgraft
 from common.config import dump_toml
 from common.errors import BudgetSpentError, FederationError, PrivacyError
-from common.places import CACHE
+from common.paths import CACHE
 from simulations.ray_engine import free_ports, raise_failure, run_on_ray
 from tests.federations import digest_of, small_config
 from tests.processes import left_behind, lines_in, wait_until

@@ -12,12 +12,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import fedgraft
-from common import places
+from common import paths
 from common.config import dump_toml, load_config
 from common.errors import ConfigError, FederationError
 from common.privacy.keys import openssh
 from server.control import nodes_seen
-from server.place import JOIN_FILE, NODES, SERVER_TOML, Place, Registered, folder_of_run, open_place
+from server.coordinator_folder import JOIN_FILE, NODES, SERVER_TOML, Place, Registered, folder_of_run, open_place
 from server.submission import begin_run, open_run, start_run
 from tests.federations import small_config
 
@@ -66,7 +66,7 @@ def test_control_is_on_the_loopback_and_nothing_is_sent_elsewhere(place: Place) 
     environment = place.environment()
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-    assert environment[places.SERVER_FOLDER] == str(place.folder)
+    assert environment[paths.SERVER_FOLDER] == str(place.folder)
     assert 'address = "127.0.0.1:9093"' in (place.flower_home / "config.toml").read_text()
 
 

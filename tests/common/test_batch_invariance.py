@@ -13,10 +13,10 @@ from common.backbones.backbone import Backbone
 from common.backbones.controls import load_reference
 from common.backbones.preprocessing import ImagePreprocessing
 from common.backbones.tabular import AnyColumns
+from common.batch_invariance import computes_alike
 from common.data.local import LocalData
 from common.feature_pass import FeaturePass
 from common.features import extract
-from common.place import computes_alike
 
 SIZE = 16
 

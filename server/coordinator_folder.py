@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import Field, ValidationError
 
-from common import durable, places
+from common import durable, paths
 from common.errors import ConfigError
 from common.ports import joined
 from common.strict import Strict
@@ -95,7 +95,7 @@ class Place:
         return {
             **without_proxy(os.environ),
             "PATH": programs,
-            places.SERVER_FOLDER: str(self.folder),
+            paths.SERVER_FOLDER: str(self.folder),
             "FLWR_HOME": str(self.flower_home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
