@@ -81,7 +81,8 @@ def test_the_audits_read_its_ledgers_and_plant_patients(finished: Path, capsys: 
 def test_patients_and_records_are_not_mixed_up(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = finished / "digits.npz"
     for unit, words in (("record", "protects one record of a patient only"), ("patient", "delta must be at most")):
-        config = written(finished, source, unit=unit, delta=1e-3 if unit == "record" else 0.05)
+        terms = {"delta": 1e-3, "records_per_patient": 1} if unit == "record" else {"delta": 0.05}
+        config = written(finished, source, unit=unit, **terms)
         assert fedgraft.main(["simulate", str(config), "--out", str(finished / "refused")]) == 3
         assert words in capsys.readouterr().err
     assert not (finished / "refused").exists()
