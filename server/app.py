@@ -100,7 +100,7 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None, e
     proposal = _begun(config, folder, assemble(config))
     plan = replace(proposal.plan, nodes=proposal.plan.nodes if nodes is None else nodes, last_round=ends_after)
     strategy = strategy_of(config)
-    link, store = Link(grid), RunStore(folder, plan.offer.run_id, durable=False)
+    link, store = Link(grid, keeps_all=nodes is None), RunStore(folder, plan.offer.run_id, durable=False)
     play = SumRounds(store, simulated_roster) if plan.offer.terms.trust == "secagg" else None
     final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, play=play)
     if config.evaluation.node_metrics == "exact":

@@ -95,6 +95,8 @@ class Link:
         refused: node name or id to the reason of its refusal.
         named: nodes that a deployed run may reach, Flower's id to the name it was registered by; None reaches all.
         timeout_s: how long a question waits for its answers; None waits for ever, for nodes that cannot be lost.
+        keeps_all: the nodes are an engine's, which loses none while it works: an error in the place of an answer, which
+            the app itself never gives, ends the run. Ray gives some while it is being stopped.
     """
 
     grid: Grid
@@ -102,6 +104,7 @@ class Link:
     refused: dict[str, str] = field(default_factory=dict)
     named: Mapping[int, str] | None = None
     timeout_s: float | None = None
+    keeps_all: bool = False
 
     def connected(self) -> list[int]:
         """Flower's ids of the nodes that are there, and that this run may reach."""
@@ -291,6 +294,10 @@ class Link:
         """What has come by now, by the id of the message that it answers."""
         if self.named is None:
             for reply in self.grid.pull_messages(list(waiting)):
+                if self.keeps_all and reply.has_error():
+                    raise ProtocolError(
+                        "expected an answer of every simulated node, but the engine lost one; resume the run"
+                    )
                 yield reply.metadata.reply_to_message_id, reply
             return
         for message_id, asked in list(waiting.items()):

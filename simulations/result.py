@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def build_result(
         JSON values; what was not computed is None.
     """
     scores = preflight.proposal.evaluate(final.head)
-    privacy, plan = _privacy(config, preflight, final, folder), preflight.proposal.plan
+    privacy, plan = _privacy(config, preflight, final, lines, folder), preflight.proposal.plan
     federation = preflight.federation
     return {
         "accuracy": {"federated": scores.accuracy, **{name: _accuracy(worlds, name) for name in BASELINES}},
@@ -148,7 +149,9 @@ def partition_table(federation: Federation) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder: Path) -> dict[str, Any]:
+def _privacy(
+    config: RunConfig, preflight: Preflight, final: Checkpoint, lines: Sequence[Line], folder: Path
+) -> dict[str, Any]:
     terms = preflight.proposal.plan.offer.terms
     statements = {}
     for name in preflight.federation.names:
@@ -158,7 +161,7 @@ def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder:
         with open_simulated_ledger(folder, name, config) as ledger:
             ledger.verify()
             statements[name] = ledger.statement()
-    for name, rounds in final.participation.items():
+    for name, rounds in answered(final.participation, lines).items():
         _check_paid(statements[name], rounds, terms)
     seeded, exact = config.federation.seed is not None, config.evaluation.node_metrics == "exact"
     return privacy_facts(
@@ -170,6 +173,16 @@ def _privacy(config: RunConfig, preflight: Preflight, final: Checkpoint, folder:
         noise_source="seeded" if seeded else "system",
         guarantee=not seeded and not exact,  # exact metrics have left the nodes without noise
     )
+
+
+def answered(participation: Mapping[str, int], lines: Iterable[Line]) -> dict[str, int]:
+    """Rounds that each node has surely paid for: of those that it was asked in, those in which it did not fail.
+
+    >>> answered({"north": 3, "south": 3}, [{"failed": {"north": "internal"}}, {"failed": {}}, {}])
+    {'north': 2, 'south': 3}
+    """
+    failed = Counter(name for line in lines for name in line.get("failed", ()))
+    return {name: max(0, rounds - failed[name]) for name, rounds in participation.items()}
 
 
 def _check_paid(statement: Statement, rounds: int, terms: PrivacyTerms) -> None:

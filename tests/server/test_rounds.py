@@ -153,6 +153,21 @@ def test_updates_reach_the_strategy_in_the_heads_own_order_and_type(tmp_path: Pa
     assert digest_of(tmp_path) == digest_of(plain)
 
 
+def test_a_node_that_the_engine_loses_ends_the_run_before_the_round_is_kept(tmp_path: Path) -> None:
+    """Ray's workers end one after the other when it is stopped: a round without one of them would be another round."""
+
+    def lost(message: Message) -> Message:
+        raise RuntimeError("the worker died")
+
+    config = small_config(federation={"nodes": 3, "rounds": 1})
+    proposal, store = propose(config, run_identity(tmp_path)), RunStore(tmp_path, run_identity(tmp_path))
+    with task_identity():
+        link = Link(InProcessGrid(misbehaving(2, lost), config, range(3), tmp_path), keeps_all=True)
+        with pytest.raises(ProtocolError, match="the engine lost one; resume the run"):
+            run_rounds(proposal.plan, link, build_strategy("fedavg"), store, proposal.start, proposal.evaluate)
+    assert store.latest() is None
+
+
 def test_epsilon_in_the_log_counts_nodes_that_may_have_paid_without_an_answer(tmp_path: Path) -> None:
     app = ClientApp()
     app.query(wire.HELLO_ACTION)(client.app.hello)

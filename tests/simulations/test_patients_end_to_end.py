@@ -36,7 +36,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(place: Path, source: Path, **privacy: Any) -> Path:
-    terms = {"unit": "patient", "records_per_patient": 3, "delta": 1e-3, "epsilon": 8.0, **privacy}
+    terms = {"unit": "patient", "delta": 1e-3, "epsilon": 8.0, **privacy}
+    if terms["unit"] == "patient":
+        terms["records_per_patient"] = 3
     tree = small_config(data={"source": str(source)}, federation={"nodes": 3, "rounds": 4}, privacy=terms)
     (place / "config.toml").write_text(dump_toml(tree))
     return place / "config.toml"
@@ -81,8 +83,7 @@ def test_the_audits_read_its_ledgers_and_plant_patients(finished: Path, capsys: 
 def test_patients_and_records_are_not_mixed_up(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = finished / "digits.npz"
     for unit, words in (("record", "protects one record of a patient only"), ("patient", "delta must be at most")):
-        terms = {"delta": 1e-3, "records_per_patient": 1} if unit == "record" else {"delta": 0.05}
-        config = written(finished, source, unit=unit, **terms)
+        config = written(finished, source, unit=unit, delta=1e-3 if unit == "record" else 0.05)
         assert fedgraft.main(["simulate", str(config), "--out", str(finished / "refused")]) == 3
         assert words in capsys.readouterr().err
     assert not (finished / "refused").exists()
