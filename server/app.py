@@ -50,7 +50,8 @@ def main(grid: Grid, context: Context) -> None:
         keep_config(folder, config)
         named = named_nodes(folder)
         if named is None:
-            run(config, grid, folder, expected_nodes(context), last_round(context))
+            nodes = expected_nodes(context)
+            run(config, grid, folder, nodes, last_round(context), on_ray=nodes is None)
         else:
             with alone_in(folder):
                 run_deployed(config, grid, folder, named)
@@ -84,7 +85,15 @@ def run_deployed(config: RunConfig, grid: Grid, folder: Path, named: Mapping[int
     conclude(folder, config, federation, replace(proposal, plan=plan), final)
 
 
-def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None, ends_after: int | None = None) -> None:
+def run(
+    config: RunConfig,
+    grid: Grid,
+    folder: Path,
+    nodes: int | None = None,
+    ends_after: int | None = None,
+    *,
+    on_ray: bool = False,
+) -> None:
     """Run, or continue, the simulated federation that a configuration describes.
 
     Args:
@@ -93,6 +102,7 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None, e
         folder: the run folder; exists.
         nodes: to wait for; None waits for all that the configuration describes.
         ends_after: the round that is played last, under the plan of all; None plays all.
+        on_ray: an error in the place of a node's answer is Ray's, which is being stopped, and ends the run.
 
     Raises:
         FederationError: as the parts raise it; what was saved stays.
@@ -100,7 +110,7 @@ def run(config: RunConfig, grid: Grid, folder: Path, nodes: int | None = None, e
     proposal = _begun(config, folder, assemble(config))
     plan = replace(proposal.plan, nodes=proposal.plan.nodes if nodes is None else nodes, last_round=ends_after)
     strategy = strategy_of(config)
-    link, store = Link(grid, keeps_all=nodes is None), RunStore(folder, plan.offer.run_id, durable=False)
+    link, store = Link(grid, keeps_all=on_ray), RunStore(folder, plan.offer.run_id, durable=False)
     play = SumRounds(store, simulated_roster) if plan.offer.terms.trust == "secagg" else None
     final = run_rounds(plan, link, strategy, store, proposal.start, proposal.evaluate, proposal.watch, play=play)
     if config.evaluation.node_metrics == "exact":
