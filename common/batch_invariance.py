@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.backbones.backbone import Activations
 
 ALIKE = 8  # numbers: rows that begin at multiples of so many are computed alike, in float32 and in bfloat16
-APART = 1e-4  # of a record's norm: by more, its features depend on its company
+APART = {"float32": 1e-4, "bfloat16": 2e-2}  # of a record's norm: by more, its features depend on its company
 AT_ONCE = 32  # numbers that a processor works out together, at most; the last ones, where fewer are left, singly
 _EXACT = (
     # one number from one or two, as IEEE 754 says
@@ -54,7 +54,13 @@ _NUMBER_BY_NUMBER = frozenset(
 
 
 @torch.inference_mode()
-def computes_alike(network: nn.Module, run: Callable[[Activations], Tensor], examples: Activations, batch: int) -> bool:
+def computes_alike(
+    network: nn.Module,
+    run: Callable[[Activations], Tensor],
+    examples: Activations,
+    batch: int,
+    precision: str = "float32",
+) -> bool:
     """Whether no place in a batch, and no company, differs from another for any operation, as far as an example shows.
 
     Args:
@@ -62,6 +68,7 @@ def computes_alike(network: nn.Module, run: Callable[[Activations], Tensor], exa
         run: maps the examples to features by it, as records will be.
         examples: two records.
         batch: how many records will go together.
+        precision: of products and convolutions; in bfloat16, rounding alone moves features by more.
     """
     examples = examples if isinstance(examples, tuple) else (examples,)
     weights = {_memory(values) for values in (*network.parameters(), *network.buffers())}
@@ -74,7 +81,7 @@ def computes_alike(network: nn.Module, run: Callable[[Activations], Tensor], exa
         return False
     with contextlib.suppress(RuntimeError):
         alone = torch.cat([run(_as_given(examples, slice(place, place + 1))) for place in (0, 1)])
-        return bool(((together - alone).norm(dim=1) <= APART * alone.norm(dim=1)).all())
+        return bool(((together - alone).norm(dim=1) <= APART[precision] * alone.norm(dim=1)).all())
     return False
 
 

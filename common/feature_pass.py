@@ -79,7 +79,9 @@ class FeaturePass:
     def _computes_alike(self) -> bool:
         if self._examples is None:  # nothing can be tried; columns that are only scaled need not be
             return not any(True for _ in self._trunk.parameters())
-        return computes_alike(self._trunk, partial(self._forward, self._trunk), self._examples, self.batch)
+        return computes_alike(
+            self._trunk, partial(self._forward, self._trunk), self._examples, self.batch, self.precision
+        )
 
     def _ready(self, trunk: Trunk) -> tuple[nn.Module, bool]:
         """What the trunk is run as, and whether its convolutions are fused."""

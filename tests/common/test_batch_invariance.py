@@ -116,6 +116,10 @@ def test_networks_that_come_with_fedgraft_are_run_in_batches(reference: str) -> 
     assert FeaturePass(load_reference(reference), None).batch == 64
 
 
+def test_rounding_in_bfloat16_is_not_taken_for_company() -> None:
+    assert FeaturePass(load_reference("torchvision/resnet18:32@random-0"), None, "bfloat16").batch == 64
+
+
 def test_a_network_over_columns_is_run_one_by_one() -> None:
     """No columns are made up, so that nothing can be tried."""
     stages = {"hidden": nn.Sequential(nn.Linear(10, 8)).requires_grad_(False)}
