@@ -35,6 +35,7 @@ MOST_RECORDS, FEWEST_RECORDS, TEXTS = 64, 8, 16  # of a batch
 INPUT_BYTES = 3 * 2**20  # of a batch: what becomes of it in the network must fit a core's share of the cache
 EXAMPLES = 2  # made-up records that folding and fusing are tried out on
 BATCHES_AHEAD = 3  # that a worker may be given before the first of them is taken
+_NOT_THE_RECORDS = (FederationError, MemoryError, torch.OutOfMemoryError)  # what fails otherwise is a record's doing
 _log = logging.getLogger("fedgraft.node.features")
 
 Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -153,7 +154,7 @@ class FeaturePass:
         padded = np.concatenate([rows, np.repeat(rows[-1:], self.batch - len(rows))])
         try:
             return self._computed(trunk, inputs, padded)[: len(rows)]
-        except (FederationError, MemoryError):
+        except _NOT_THE_RECORDS:
             raise
         except Exception:
             return self._each(trunk, inputs, rows)
@@ -172,6 +173,8 @@ class FeaturePass:
         for place, row in enumerate(rows):
             try:
                 found[place] = self._computed(trunk, inputs, np.repeat(row, self.batch))[0]
+            except _NOT_THE_RECORDS:
+                raise
             except Exception as error:
                 failed[type(error).__name__] += 1
         _log.warning(
